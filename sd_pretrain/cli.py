@@ -1,0 +1,51 @@
+"""What every entry point shares: the error a user can mend, the data root, the total batch size."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class InputError(Exception):
+    """A mistake in what the user gave: the message says what, where, and what to do about it."""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run a tool's ``main`` and exit; an :class:`InputError` prints one line and exits with 2, without traceback."""
+    try:
+        sys.exit(main() or 0)
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+def set_data_root(cfg: Any, root: str | Path) -> None:
+    """Point every ``data_root='data/...'`` of a config (a nested dict or list, changed in place) at ``root/...``."""
+    if isinstance(cfg, dict):
+        old = cfg.get('data_root')
+        if isinstance(old, str) and (old == 'data' or old.startswith('data/')):
+            cfg['data_root'] = str(Path(root) / old[len('data/') :])
+        for value in cfg.values():
+            set_data_root(value, root)
+    elif isinstance(cfg, list | tuple):
+        for value in cfg:
+            set_data_root(value, root)
+
+
+def split_total_batch(cfg: Any, world_size: int) -> None:
+    """Set the training batch of one process so that all processes together see ``cfg.total_batch_size`` images.
+
+    Raises:
+        InputError: the total cannot be divided by ``world_size``.
+    """
+    total = cfg.get('total_batch_size')
+    if total is None:
+        return
+    if total % world_size:
+        raise InputError(
+            f'the total batch of {total} cannot be divided over {world_size} processes; '
+            f'choose a divisor of {total}, or --cfg-options total_batch_size=N'
+        )
+    cfg.train_dataloader.batch_size = total // world_size

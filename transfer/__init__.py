@@ -1,0 +1,1 @@
+"""From a pretrained checkpoint to a verdict: conversion, fine-tuning on VOC, comparison."""
