@@ -1,0 +1,171 @@
+"""Run training processes side by side, with one progress bar each, read off mmengine's own log lines."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sd_pretrain.cli import InputError
+
+_POLL_SECONDS = 0.5
+_PLAIN_EVERY_SECONDS = 20.0
+_ETA = re.compile(r'\beta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)')
+_STEP = re.compile(r'(Epoch|Iter)\((train|val|test)\) +((?:\[ *[\d/ ]+\])+)')
+_LOSS = re.compile(r'\bloss: ([\d.]+|nan)')
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process: what it is called on screen, its command line, its log file and what to add to the environment."""
+
+    name: str
+    argv: list[str]
+    log: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class JobProgress:
+    """What a log has said so far about one running job (fed line by line)."""
+
+    started: float
+    fraction: float = 0.0
+    step: str = 'starting'
+    loss: str = ''
+    eta: str = ''
+
+    def read(self, line: str, now: float) -> None:
+        """Take in one log line; ``now`` and ``started`` are in seconds of one clock."""
+        step = _STEP.search(line)
+        if step is None:
+            return
+        counters = re.sub(r'\s+', '', step.group(3))
+        self.step = f'{"evaluating " if step.group(2) != "train" else ""}{step.group(1).lower()} {counters}'
+        if loss := _LOSS.search(line):
+            self.loss = f'loss {float(loss.group(1)):.3f}'
+        if step.group(2) == 'train' and (eta := _ETA.search(line)):
+            days, hours, minutes, seconds = (int(part or 0) for part in eta.groups())
+            remaining = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+            elapsed = max(now - self.started, 1e-9)
+            self.fraction = max(self.fraction, elapsed / (elapsed + remaining))
+            self.eta = f'eta {remaining // 60}:{remaining % 60:02d}'
+
+    def __str__(self) -> str:
+        return '  '.join(part for part in (self.step, self.loss, self.eta) if part)
+
+
+class _Running:
+    """A started job: its process, and the part of its log that has been read."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with job.log.open('wb') as log:
+            # Its own process group, so that an interrupt reaches data workers and torchrun's children too.
+            self.process = subprocess.Popen(
+                job.argv,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, 'PYTHONUNBUFFERED': '1', **job.env},
+                start_new_session=True,
+            )
+        self.reader = job.log.open(errors='replace')
+        self.progress = JobProgress(time.monotonic())
+        self.tail: deque[str] = deque(maxlen=25)
+        self.partial = ''
+
+    def poll(self) -> int | None:
+        code = self.process.poll()
+        *lines, self.partial = (self.partial + self.reader.read()).split('\n')
+        for line in lines:
+            self.tail.append(line)
+            self.progress.read(line, time.monotonic())
+        if code is not None:
+            self.reader.close()
+        return code
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
+    """Run ``jobs``, at most ``parallel`` at a time, and show how far each is.
+
+    On a terminal every job has a bar; elsewhere a line is printed every 20 seconds. Standard output and error go to
+    ``job.log``. When one job fails, or on an interrupt, the others are stopped.
+
+    Raises:
+        InputError: a job exited with 2, the code for a mistake in its input; carries the job's ``error:`` line.
+        RuntimeError: a job exited with another code than 0; carries the end of its log.
+    """
+    console = Console()
+    waiting, running = deque(jobs), []
+    bars = Progress(
+        TextColumn('{task.fields[name]:<12}'),
+        BarColumn(24),
+        TextColumn('{task.percentage:>3.0f}%'),
+        TimeElapsedColumn(),
+        TextColumn('{task.description}'),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    console.print(f'[bold]{title}[/bold]')
+    last_plain = time.monotonic()
+    try:
+        with bars:
+            ids = {job.name: bars.add_task('waiting', total=1.0, start=False, name=job.name) for job in jobs}
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    one = _Running(waiting.popleft())
+                    bars.start_task(ids[one.job.name])
+                    running.append(one)
+                time.sleep(_POLL_SECONDS)
+                for one in list(running):
+                    code = one.poll()
+                    if code is None:
+                        bars.update(
+                            ids[one.job.name], completed=one.progress.fraction, description=str(one.progress)
+                        )
+                        continue
+                    running.remove(one)
+                    _raise_for(code, one)
+                    took = time.monotonic() - one.progress.started
+                    bars.update(ids[one.job.name], completed=1.0, description='done')
+                    if not console.is_terminal:
+                        print(f'  {one.job.name}: done in {took:.0f} s', flush=True)
+                if not console.is_terminal and time.monotonic() - last_plain > _PLAIN_EVERY_SECONDS:
+                    last_plain = time.monotonic()
+                    for one in running:
+                        print(f'  {one.job.name}: {one.progress.fraction:4.0%}  {one.progress}', flush=True)
+    finally:
+        for one in running:
+            one.stop()
+
+
+def _raise_for(code: int, one: _Running) -> None:
+    if code == 0:
+        return
+    lines = [line for line in [*one.tail, one.partial] if line.strip()]
+    if code == 2:
+        said = [line for line in lines if line.startswith('error: ')]
+        if said:
+            raise InputError(f'{one.job.name}: {said[-1].removeprefix("error: ")}')
+    raise RuntimeError(
+        f'{one.job.name} ended with exit code {code}; the end of {one.job.log}:\n' + '\n'.join(lines)
+    )
