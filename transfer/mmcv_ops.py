@@ -1,9 +1,9 @@
-"""The compiled ops that Faster R-CNN and DeepLab need of mmcv, supplied by torchvision, so that nothing is compiled.
+"""The compiled ops that Faster R-CNN and DeepLab need of mmcv, supplied by torchvision: nothing is compiled.
 
-mmcv looks its C++ ops up in a module ``mmcv._ext``. Where no compiled one can be imported, :func:`install` registers a
-module of that name whose functions take mmcv's arguments, write into mmcv's preallocated tensors, and compute with
-``torch.ops.torchvision`` (CPU and CUDA) or plain torch. Only ops whose results equal mmcv's are offered; ``roi_pool``,
-for one, rounds its bins differently in the two libraries and is therefore not among them.
+mmcv looks its C++ ops up in a module ``mmcv._ext``. Where no compiled one can be imported, :func:`install`
+registers a module of that name whose functions take mmcv's arguments, write into mmcv's preallocated tensors,
+and compute with ``torch.ops.torchvision`` (CPU and CUDA) or plain torch. Only ops whose results equal mmcv's
+are offered; ``roi_pool``, for one, rounds its bins differently in the two libraries and is therefore missing.
 
 Call :func:`install` before the first ``import mmdet`` or ``import mmcv.ops``.
 """
@@ -26,7 +26,9 @@ from torch import Tensor
 from sd_pretrain.cli import InputError
 
 _NAME = 'mmcv._ext'
-_HELP = 'https://onedl-mmcv.readthedocs.io/en/latest/get_started/build.html'
+# Without --no-cache-dir pip would take the wheel without ops that it built and cached during the set-up.
+_BUILD = 'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv'
+_HELP = 'https://github.com/VBTI-development/onedl-mmcv'
 
 
 def install() -> str:
@@ -49,7 +51,7 @@ def install() -> str:
 
 
 def provider() -> str:
-    """Whose ops ``mmcv.ops`` uses: ``'compiled'`` or ``'torchvision'`` (see :func:`install`, which this calls)."""
+    """Whose ops ``mmcv.ops`` uses, ``'compiled'`` or ``'torchvision'``; calls :func:`install`."""
     return install()
 
 
@@ -74,7 +76,7 @@ def _compiled_loads() -> bool:
 
 
 class _Loader:
-    """Fills the stand-in module; being a real loader, it keeps every ``find_spec('mmcv._ext')`` of mmcv content."""
+    """Fills the stand-in module; a real loader, since mmcv and mmengine look at its ``__spec__``."""
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
@@ -88,16 +90,15 @@ class _Loader:
 
 
 def _missing_op(name: str) -> Callable:
-    """Module ``__getattr__``: mmcv asks for every op at import, so what is missing may complain only when called."""
+    """Module ``__getattr__``: mmcv asks for all ops at import, so a missing one complains when called."""
     if name.startswith('_'):
         raise AttributeError(name)
 
     def missing(*args, **kwargs):
         raise NotImplementedError(
-            f"the mmcv op '{name}' is not offered by torchvision; it needs an mmcv with compiled ops: build one with "
-            f'`MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary onedl-mmcv --force-reinstall --no-deps '
-            f'onedl-mmcv` (over 20 minutes on two cores; see {_HELP}). It is used instead of this one as soon as it '
-            'is there.'
+            f"the mmcv op '{name}' is not offered by torchvision and needs an mmcv with compiled ops; with a "
+            f'C++ compiler and the CUDA toolkit, `{_BUILD}` builds one in some 20 minutes, and it is then used '
+            f'instead (see {_HELP})'
         )
 
     missing.__name__ = missing.__qualname__ = name
@@ -105,7 +106,7 @@ def _missing_op(name: str) -> Callable:
 
 
 def _computing(*tensors: Tensor) -> list[Tensor]:
-    """Bring tensors to one dtype the kernels have: float32, or float64 if any is (under AMP they come mixed)."""
+    """Bring tensors to one dtype that the kernels have, float32 or float64; under AMP they come mixed."""
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     return [t.to(dtype).contiguous() for t in tensors]
 
@@ -131,8 +132,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 def _require_average(pool_mode: int) -> None:
     if pool_mode != 1:
         raise NotImplementedError(
-            "mmcv's roi_align with pool_mode='max' is not offered by torchvision; use pool_mode='avg' (the default of "
-            'all detectors), or an mmcv with compiled ops'
+            "mmcv's roi_align with pool_mode='max' is not offered by torchvision; use pool_mode='avg', the "
+            f'default, or build an mmcv with compiled ops: `{_BUILD}`'
         )
 
 
@@ -149,7 +150,10 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """RoIAlign of ``input (N, C, H, W)`` over ``rois (R, 5)`` (image index, x1, y1, x2, y2), written to ``output``."""
+    """RoIAlign of ``input`` ``(N, C, H, W)`` over ``rois`` ``(R, 5)``: image index, x1, y1, x2, y2.
+
+    Written into ``output`` ``(R, C, aligned_height, aligned_width)``; the argmax tensors stay untouched.
+    """
     _require_average(pool_mode)
     features, boxes = _computing(input, rois)
     with torch.autocast(features.device.type, enabled=False):
@@ -190,7 +194,7 @@ def roi_align_backward(
 
 
 def _sigmoid_focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
-    """Focal loss (Lin et al. 2017, Eq. 5) for each logit ``(N, C)``; a target of C is background, positive nowhere."""
+    """Focal loss (Lin et al. 2017, Eq. 5) of each logit ``(N, C)``; the target C means background."""
     classes = logits.shape[1]
     positive = F.one_hot(target, classes + 1)[:, :classes].to(logits.dtype)
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
@@ -205,7 +209,7 @@ def _sigmoid_focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: f
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Sigmoid focal loss of logits ``(N, C)`` and labels ``(N,)`` in [0, C], C being background, to ``output``."""
+    """Sigmoid focal loss of logits ``(N, C)`` and labels ``(N,)`` in [0, C], C being background."""
     logits, weights = _computing(input, weight)
     output.copy_(_sigmoid_focal_loss(logits, target, weights, gamma, alpha))
 
@@ -213,12 +217,12 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Derivative of each element of :func:`sigmoid_focal_loss_forward` by its logit, written to ``grad_input``."""
+    """Derivative of each element of :func:`sigmoid_focal_loss_forward` by its logit, into ``grad_input``."""
     logits, weights = _computing(input, weight)
     with torch.enable_grad():
         logits = logits.detach().requires_grad_()
-        loss = _sigmoid_focal_loss(logits, target, weights, gamma, alpha)
-    grad_input.copy_(torch.autograd.grad(loss.sum(), logits)[0])
+        loss = _sigmoid_focal_loss(logits, target, weights, gamma, alpha).sum()
+    grad_input.copy_(torch.autograd.grad(loss, logits)[0])
 
 
 def get_compiler_version() -> str:
