@@ -1,4 +1,4 @@
-"""The set-up without a network: pins, doctor, and the shell scripts with an interpreter that records calls."""
+"""The set-up without a network: pins, doctor, and the scripts with an interpreter that records its calls."""
 
 import os
 import shutil
