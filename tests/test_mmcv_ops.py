@@ -89,7 +89,7 @@ def test_nms_takes_no_boxes_half_boxes_and_autocast(device):
 
 
 def bilinear(image, y, x):
-    """Value of ``image`` (C, H, W) between pixels: 0 more than a pixel outside, the border's value up to there."""
+    """Value of ``image`` (C, H, W) between pixels; outside, the border's value for one pixel, then 0."""
     height, width = image.shape[-2:]
     if y < -1 or y > height or x < -1 or x > width:
         return torch.zeros_like(image[:, 0, 0])

@@ -97,8 +97,8 @@ def _missing_op(name: str) -> Callable:
     def missing(*args, **kwargs):
         raise NotImplementedError(
             f"the mmcv op '{name}' is not offered by torchvision and needs an mmcv with compiled ops; with a "
-            f'C++ compiler and the CUDA toolkit, `{_BUILD}` builds one in some 20 minutes, and it is then used '
-            f'instead (see {_HELP})'
+            f'C++ compiler and the CUDA toolkit, `{_BUILD}` builds one in some 20 minutes, and from then on '
+            f'it is used (see {_HELP})'
         )
 
     missing.__name__ = missing.__qualname__ = name
