@@ -25,7 +25,8 @@ def jitter(images: Tensor, strength: float, generator: torch.Generator | None = 
     images = (images * brightness).clamp_(0, 255)
     weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     grey = (images * weights).sum(1, keepdim=True)
-    # One blend for both: towards the mean grey level (contrast), then towards each pixel's own grey (saturation).
+    # One blend for both: towards the mean grey level (contrast), then towards each pixel's own grey
+    # (saturation).
     mean = grey.mean((2, 3), keepdim=True)
     images = torch.lerp(mean, images, contrast)
     grey = torch.lerp(mean, grey, contrast)
@@ -33,7 +34,7 @@ def jitter(images: Tensor, strength: float, generator: torch.Generator | None = 
 
 
 def rotate(images: Tensor, degrees: float, generator: torch.Generator | None = None) -> Tensor:
-    """Rotate each image about its centre by an angle in ``-degrees .. degrees``; corners are filled by reflection.
+    """Rotate each image about its centre by an angle in ``-degrees .. degrees``; corners reflect.
 
     Args:
         images: ``(N, 3, H, W)`` float.

@@ -15,7 +15,8 @@ from sd_pretrain.cli import InputError
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint of ours (``epoch_N.pth`` or ``snapshot_k.pth``) on the CPU.
 
-    Only tensors, plain containers and mmengine's log buffers are accepted; a pickle that would run code is not.
+    Only tensors, plain containers and mmengine's log buffers are accepted; a pickle that would run code is
+    not.
 
     Raises:
         InputError: the file is missing, damaged, not a checkpoint, or has code in it.
@@ -29,7 +30,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f'cannot read checkpoint {path}: it is damaged or holds more than tensors ({reason}); use another one'
+            f'cannot read checkpoint {path}: it is damaged or holds more than tensors ({reason}); '
+            'use another one'
         ) from None
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise InputError(f"{path} is no checkpoint of this project: it has no 'state_dict'")
@@ -49,5 +51,6 @@ def check_fits(model: nn.Module, content: dict[str, Any], path: str | Path) -> N
         key = wrong[0]
         raise InputError(
             f'{path} does not fit the config: {len(wrong)} weights differ, first {key}: the config has '
-            f'{want.get(key, "none")}, the checkpoint {have.get(key, "none")}; use the config it was trained with'
+            f'{want.get(key, "none")}, the checkpoint {have.get(key, "none")}; '
+            'use the config it was trained with'
         )

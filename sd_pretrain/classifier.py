@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 import timm
 import torch
@@ -24,8 +25,8 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 class ImageBatchPreprocessor(BaseDataPreprocessor):
     """Move a uint8 batch to the device, augment it there when training, and normalise it.
 
-    Rotation and pixel jitter cost more than decoding when they are done image by image on the CPU; here they are a
-    few batched operations.
+    Rotation and pixel jitter cost more than decoding when they are done image by image on the CPU; here they
+    are a few batched operations.
 
     Args:
         mean: per channel, RGB, in grey levels of 0 to 255.
@@ -52,7 +53,7 @@ class ImageBatchPreprocessor(BaseDataPreprocessor):
         self._generator: torch.Generator | None = None
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Turn ``inputs`` ``(N, 3, H, W)`` uint8 into normalised float32; the other entries are only moved."""
+        """Turn ``inputs`` ``(N, 3, H, W)`` uint8 into normalised float32; others are only moved."""
         data = self.cast_data(data)
         images = data['inputs'].float()
         if training:
@@ -65,9 +66,11 @@ class ImageBatchPreprocessor(BaseDataPreprocessor):
         return data
 
     def _random(self, device: torch.device) -> torch.Generator:
-        # All ranks share the run's seed; without a generator of their own they would all draw the same angles.
+        # All ranks share the run's seed; without a generator of their own they would all draw the same
+        # angles.
         if self._generator is None or self._generator.device != device:
-            self._generator = torch.Generator(device).manual_seed(torch.initial_seed() + 1000 * get_rank())
+            seed = torch.initial_seed() + 1000 * get_rank()
+            self._generator = torch.Generator(device).manual_seed(seed)
         return self._generator
 
 
@@ -115,8 +118,8 @@ class TimmClassifier(BaseModel):
     def init_weights(self) -> None:
         """Keep the initialisation of ``timm.create_model``.
 
-        The inherited method would call the ``init_weights`` of timm's network again without its arguments, which for
-        a ResNet means ``zero_init_last=True`` whatever the config says.
+        The inherited method would call the ``init_weights`` of timm's network again without its arguments,
+        which for a ResNet means ``zero_init_last=True`` whatever the config says.
         """
 
     def attach_teacher(self, teacher: FrozenTeacher | None, **loss_args: object) -> None:
@@ -135,8 +138,8 @@ class TimmClassifier(BaseModel):
         Args:
             inputs: the images.
             labels: ``(N,)`` class indices, or ``(N, C)`` probabilities; needed for the loss.
-            mode: ``'loss'`` gives the terms of :func:`sd_loss`, ``'predict'`` one dict an image with ``logits`` and
-                ``label``, ``'tensor'`` the logits ``(N, C)``.
+            mode: ``'loss'`` gives the terms of :func:`sd_loss`, ``'predict'`` one dict an image with
+                ``logits`` and ``label``, ``'tensor'`` the logits ``(N, C)``.
         """
         logits = self.network(inputs)
         if mode == 'tensor':
@@ -150,7 +153,7 @@ class TimmClassifier(BaseModel):
             return sd_loss(logits, teacher_logits, labels, **self._loss_args)
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', found '{mode}'")
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimmClassifier:
         if self.teacher is not None:
             self.teacher.apply_to_tensors(fn)
         return super()._apply(fn, recurse)

@@ -19,8 +19,8 @@ from sd_pretrain.cli import InputError
 EXTENSIONS = ('.jpeg', '.jpg', '.png')
 FULL_SIZE = {'classes': 1000, 'train': 1_281_167, 'val': 50_000}
 WHERE_TO_GET = (
-    'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar come from image-net.org (registration needed); unpack the '
-    'class archives into train/<wnid>/ and move the validation images into val/<wnid>/'
+    'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar come from image-net.org (registration needed); '
+    'unpack the class archives into train/<wnid>/ and move the validation images into val/<wnid>/'
 )
 
 
@@ -121,8 +121,8 @@ def read_image(path: str | Path) -> Tensor:
 class ImageNetFolder(Dataset):
     """Images and labels of one split, as uint8 ``(3, size, size)``.
 
-    Training crops at random in place, scale and aspect ratio and mirrors; rotation and pixel jitter, the rest of the
-    paper's augmentation (Section 4.2.1), happen on the device in
+    Training crops at random in place, scale and aspect ratio and mirrors; rotation and pixel jitter, the rest
+    of the paper's augmentation (Section 4.2.1), happen on the device in
     :class:`sd_pretrain.classifier.ImageBatchPreprocessor`. Testing takes the centre crop.
 
     Args:

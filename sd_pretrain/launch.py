@@ -37,6 +37,11 @@ def world_size(launcher: str) -> int:
     return int(os.environ[_VARIABLES[launcher][1]])
 
 
+def is_main_process(launcher: str) -> bool:
+    """Whether this is the process that prints and writes; known before any process group exists."""
+    return launcher == 'none' or os.environ.get(_VARIABLES[launcher][0]) == '0'
+
+
 def check_gpus(gpus: int) -> None:
     """Check that this machine can run ``gpus`` processes: as many GPUs, or none at all (CPU processes).
 
@@ -53,8 +58,8 @@ def check_gpus(gpus: int) -> None:
 def init_distributed(launcher: str, cfg: Config) -> None:
     """Join the process group on a machine without GPU; with one, mmengine does it when the runner is built.
 
-    mmengine always selects a CUDA device and hands DDP a device id; both fail on a CPU. A group that exists already
-    is left alone by its runner.
+    mmengine always selects a CUDA device and hands DDP a device id; both fail on a CPU. A group that exists
+    already is left alone by its runner.
 
     Args:
         launcher: how this process was started.

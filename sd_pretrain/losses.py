@@ -1,4 +1,4 @@
-"""The loss of Snapshot Distillation: Eqns 1 to 3 of the paper, with the asymmetric distillation of Section 3.3.3."""
+"""The loss of Snapshot Distillation: Eqns 1 to 3 of the paper, asymmetric as in Section 3.3.3."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ def sd_loss(
     """Both weighted terms of Eqn 3 for one mini-batch; their sum is what is minimised.
 
     The teacher's logits are divided by the temperature, the student's are not (*asymmetric* distillation):
-    the aim is to bring secondary information to the student, not to match the teacher. Eqns 2 and 3 print the KL
-    term inside a minus sign; as in all distillation, the divergence is minimised, so it is added here.
+    the aim is to bring secondary information to the student, not to match the teacher. Eqns 2 and 3 print the
+    KL term inside a minus sign; as in all distillation, the divergence is minimised, so it is added here.
 
     Everything is computed in float32, also under autocast.
 
     Args:
         student_logits: ``(N, C)``, with gradient.
-        teacher_logits: ``(N, C)``, used without gradient; ``None`` means no teacher (the first mini-generation), and
-            the result is Eqn 1: cross entropy with weight 1, whatever ``lambda_s`` says.
+        teacher_logits: ``(N, C)``, used without gradient; ``None`` means no teacher (the first
+            mini-generation), and the result is Eqn 1: cross entropy with weight 1, whatever ``lambda_s``
+            says.
         labels: class indices ``(N,)`` or probabilities ``(N, C)``.
         temperature: ``T > 0``, of the teacher's logits.
         lambda_s: weight of the cross entropy; default ``1 + 1/T`` (Section 4.1.1).
         lambda_t: weight of the divergence.
         symmetric: divide the student's logits by ``T`` in the divergence as well, as Hinton et al. do.
-        scale_by_t2: multiply the symmetric divergence by ``T^2``, which keeps the size of its gradient independent
-            of ``T`` (Hinton et al., Section 2). Without effect on the asymmetric form.
+        scale_by_t2: multiply the symmetric divergence by ``T^2``, which keeps the size of its gradient
+            independent of ``T`` (Hinton et al., Section 2). Without effect on the asymmetric form.
 
     Returns:
-        ``{'loss_ce': lambda_s * CE, 'loss_kl': lambda_t * KL[teacher || student]}``, scalars, averaged over the
-        batch; without a teacher only ``loss_ce``.
+        ``{'loss_ce': lambda_s * CE, 'loss_kl': lambda_t * KL[teacher || student]}``, scalars, averaged over
+        the batch; without a teacher only ``loss_ce``.
 
     Raises:
         ValueError: shapes that do not fit, or a temperature that is not positive.
@@ -54,7 +55,8 @@ def sd_loss(
         raise ValueError(f'temperature must be positive, found {temperature}')
     if teacher_logits.shape != student_logits.shape:
         raise ValueError(
-            f'teacher_logits {tuple(teacher_logits.shape)} do not fit student_logits {tuple(student_logits.shape)}'
+            f'teacher_logits {tuple(teacher_logits.shape)} do not fit '
+            f'student_logits {tuple(student_logits.shape)}'
         )
     if lambda_s is None:
         lambda_s = 1 + 1 / temperature

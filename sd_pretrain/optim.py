@@ -15,8 +15,8 @@ from torch import nn
 class Bf16OptimWrapper(OptimWrapper):
     """Run forward and loss under bfloat16 autocast.
 
-    bfloat16 has the range of float32, so the gradient scaler that mmengine's ``AmpOptimWrapper`` always runs, and
-    its wait for the GPU in every iteration, are not needed; and that wrapper refuses to work on a CPU.
+    bfloat16 has the range of float32, so the gradient scaler that mmengine's ``AmpOptimWrapper`` always runs,
+    and its wait for the GPU in every iteration, are not needed; and that wrapper refuses to work on a CPU.
     """
 
     @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from sd_pretrain.cli import InputError
 
@@ -45,16 +46,16 @@ class RunRecordHook(Hook):
         """Seconds of training and validation so far."""
         return self._before + time.monotonic() - self._start
 
-    def before_train(self, runner) -> None:  # type: ignore[no-untyped-def]
+    def before_train(self, runner: Runner) -> None:
         """Start the clock, where the resumed run has stopped it."""
         self._before = runner.message_hub.get_info('train_seconds', 0.0)
         self._start = time.monotonic()
 
-    def after_train_epoch(self, runner) -> None:  # type: ignore[no-untyped-def]
+    def after_train_epoch(self, runner: Runner) -> None:
         """Note the time for the checkpoint."""
         runner.message_hub.update_info('train_seconds', self.seconds)
 
-    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:  # type: ignore[no-untyped-def]
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Note the metrics."""
         self.metrics, self.metrics_epoch = dict(metrics or {}), runner.epoch
 

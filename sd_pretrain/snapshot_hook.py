@@ -11,6 +11,7 @@ from mmengine.dist import all_reduce, is_distributed, master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,10 +26,11 @@ TEACHER_KEY = 'snapshot_distillation_teacher'
 class SnapshotDistillationHook(Hook):
     """Divide the run into mini-generations; the end of each one teaches the next (Sections 3.2 and 3.3.4).
 
-    At the last iteration of mini-generation k it averages the batch normalisation statistics over the processes, writes
-    ``snapshot_k.pth`` (tensors and a small ``meta``) to the work dir and, if there is a next mini-generation,
-    attaches the frozen teacher to the model. The teacher is kept in every later checkpoint under a key of its own and
-    comes back on resume. During the first mini-generation the hook costs nothing.
+    At the last iteration of mini-generation k it averages the batch normalisation statistics over the
+    processes, writes ``snapshot_k.pth`` (tensors and a small ``meta``) to the work dir and, if there is a
+    next mini-generation, attaches the frozen teacher to the model. The teacher is kept in every later
+    checkpoint under a key of its own and comes back on resume. During the first mini-generation the hook
+    costs nothing.
 
     One end is the baseline (BL), several without distillation are Snapshot Ensemble (SE), with it Snapshot
     Distillation (SD).
@@ -36,10 +38,12 @@ class SnapshotDistillationHook(Hook):
     Args:
         ends: last epoch of each mini-generation (``L'_1 .. L'_K``); the last one is ``max_epochs``.
         distill: whether the snapshots teach.
-        **loss_args: ``temperature``, ``lambda_s``, ``lambda_t``, ``symmetric`` of :func:`sd_pretrain.losses.sd_loss`.
+        **loss_args: ``temperature``, ``lambda_s``, ``lambda_t``, ``symmetric`` of
+            :func:`sd_pretrain.losses.sd_loss`.
     """
 
-    # Before the scheduler (LOW) and CheckpointHook (VERY_LOW): a checkpoint of the same epoch holds the new teacher.
+    # Before the scheduler (LOW) and CheckpointHook (VERY_LOW): the checkpoint of the same epoch holds the
+    # teacher.
     priority = 'NORMAL'
 
     def __init__(self, ends: Sequence[int], distill: bool = True, **loss_args: object):
@@ -50,18 +54,18 @@ class SnapshotDistillationHook(Hook):
         self._saved_teacher: dict | None = None
         self._teacher_iteration = 0
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:  # type: ignore[no-untyped-def]
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the checkpoint's teacher until it is clear whether this is a resume."""
         self._saved_teacher = checkpoint.get(TEACHER_KEY)
 
-    def before_train(self, runner) -> None:  # type: ignore[no-untyped-def]
+    def before_train(self, runner: Runner) -> None:
         """Check the schedule; on resume, attach the teacher that the next iteration needs."""
         check_ends(self.end_epochs, runner.max_epochs, 'epochs')
         epoch_length = len(runner.train_dataloader)
         if epoch_length == 0:
             raise InputError('the training data holds less than one batch; lower total_batch_size')
         self.ends = [end * epoch_length for end in self.end_epochs]
-        check_scheduler(runner.param_schedulers, self.ends)
+        check_scheduler(runner.param_schedulers, self.ends, _config_lr(runner.cfg))
         saved, self._saved_teacher = self._saved_teacher, None
         model = unwrap(runner.model)
         model.attach_teacher(None)
@@ -75,14 +79,16 @@ class SnapshotDistillationHook(Hook):
         if taken != needed:
             found = f'has one of iteration {taken}' if saved else 'has none'
             raise InputError(
-                f'resuming at iteration {done + 1} needs the teacher of iteration {needed}, but the checkpoint {found}; '
-                'resume from an epoch_N.pth of the same SD run'
+                f'resuming at iteration {done + 1} needs the teacher of iteration {needed}, but the '
+                f'checkpoint {found}; resume from an epoch_N.pth of the same SD run'
             )
         model.attach_teacher(FrozenTeacher(model.network, saved['state_dict']), **self.loss_args)
         self._teacher_iteration = needed
         runner.logger.info(f'Restored the teacher of iteration {needed}.')
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:  # type: ignore[no-untyped-def]
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
+    ) -> None:
         """At the end of a mini-generation: take the snapshot and make it the teacher of the next one."""
         iteration = runner.iter + 1
         if iteration not in self.ends:
@@ -96,11 +102,11 @@ class SnapshotDistillationHook(Hook):
             self._teacher_iteration = iteration
             runner.logger.info(f'Mini-generation {k + 1} is taught by the snapshot of iteration {iteration}.')
 
-    def after_train_epoch(self, runner) -> None:  # type: ignore[no-untyped-def]
+    def after_train_epoch(self, runner: Runner) -> None:
         """Let validation and the checkpoint see the same batch normalisation statistics on every process."""
         average_bn_statistics(unwrap(runner.model))
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:  # type: ignore[no-untyped-def]
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Store the teacher beside the student. Runs on the main process only: no collective here."""
         teacher = unwrap(runner.model).teacher
         if teacher is not None:
@@ -110,7 +116,7 @@ class SnapshotDistillationHook(Hook):
             }
 
     @master_only
-    def _save_snapshot(self, runner, model, k: int, iteration: int) -> None:  # type: ignore[no-untyped-def]
+    def _save_snapshot(self, runner: Runner, model: nn.Module, k: int, iteration: int) -> None:
         state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
         meta = {
             'schema': 1,
@@ -126,13 +132,20 @@ class SnapshotDistillationHook(Hook):
         runner.logger.info(f'Saved {path.name} at the end of mini-generation {k}.')
 
 
+def _config_lr(cfg: dict) -> float | None:
+    optim_wrapper = cfg.get('optim_wrapper') or {}
+    if optim_wrapper.get('paramwise_cfg') or (cfg.get('auto_scale_lr') or {}).get('enable'):
+        return None
+    return (optim_wrapper.get('optimizer') or {}).get('lr')
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The classifier itself, out of DDP."""
     return model.module if is_model_wrapper(model) else model
 
 
 def average_bn_statistics(model: nn.Module) -> None:
-    """Average running mean and variance over the processes, in one message; nothing without distributed training.
+    """Average running mean and variance over the processes, in one message; alone, do nothing.
 
     Each process normalises its own part of the batch, so the buffers differ (DDP runs with
     ``broadcast_buffers=False``); without this, every process would have another teacher.

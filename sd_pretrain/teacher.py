@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class FrozenTeacher:
     """A copy of the student that only looks: evaluation mode, no gradient.
 
-    It is deliberately no ``nn.Module``. Hung on the student's model as a plain attribute it stays out of that model's
-    ``parameters()``, ``state_dict()``, optimizer and DDP, and ``model.train()`` cannot wake its batch normalisation.
+    It is deliberately no ``nn.Module``. Hung on the student's model as a plain attribute it stays out of that
+    model's ``parameters()``, ``state_dict()``, optimizer and DDP, and ``model.train()`` cannot wake its batch
+    normalisation.
 
     Args:
         network: the student's network; it is copied, with its device and memory format, and left as it is.

@@ -6,21 +6,27 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import is_main_process
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from sd_pretrain.checkpoint import check_fits, read_checkpoint
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.imagenet import check_imagenet
-from sd_pretrain.launch import init_distributed, world_size
+from sd_pretrain.launch import init_distributed, is_main_process, world_size
 from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
 
-# Set by the shell launchers once their single-process check has passed: not every process has to list all images.
+# Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
 CHECKED = 'SD_PRETRAIN_CHECKED'
+
+
+class Outcome(NamedTuple):
+    """The content of ``result.json`` (``None`` after a mere check), and a line to print."""
+
+    result: dict[str, Any] | None
+    message: str
 
 
 def load_config(
@@ -88,8 +94,9 @@ def check_data(cfg: Config) -> dict[str, int]:
     classes = cfg.model.num_classes
     if counts['classes'] != classes:
         raise InputError(
-            f'{cfg.train_dataloader.dataset.data_root} has {counts["classes"]} class folders, the config '
-            f'model.num_classes={classes}; give --cfg-options model.num_classes={counts["classes"]} or other data'
+            f'{cfg.train_dataloader.dataset.data_root} has {counts["classes"]} class folders, the config has '
+            f'model.num_classes={classes}; give --cfg-options model.num_classes={counts["classes"]} '
+            'or other data'
         )
     batch = cfg.get('total_batch_size', 1)
     if counts['train'] < batch:
@@ -121,9 +128,15 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     cfg.load_from = resume
 
 
+def describe(result: dict[str, Any], work_dir: str | Path) -> str:
+    """One phrase on a finished run."""
+    accuracy = f'top-1 {100 * result["top1"]:.2f}%, top-5 {100 * result["top5"]:.2f}%'
+    return f'{accuracy}, {result["seconds"]:.0f} s, {Path(work_dir) / result["checkpoint"]}'
+
+
 @contextmanager
 def readable_worker_errors() -> Iterator[None]:
-    """Turn an InputError out of a loader worker, which arrives wrapped in the worker's traceback, into one line."""
+    """Reduce an InputError that a loader worker sends with its traceback to its own line."""
     try:
         yield
     except InputError as error:
@@ -140,7 +153,8 @@ def train(
     amp: bool = False,
     launcher: str = 'none',
     check_only: bool = False,
-) -> dict[str, Any] | None:
+    processes: int | None = None,
+) -> Outcome:
     """Pretrain a classifier by BL, SE or SD, as the config says.
 
     Args:
@@ -152,25 +166,23 @@ def train(
         amp: train under bfloat16 autocast.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
         check_only: check config and data, then stop.
-
-    Returns:
-        The content of ``result.json``; ``None`` after a mere check.
+        processes: with ``check_only``, the number of processes that will train.
 
     Raises:
         InputError: anything the user can mend.
     """
-    processes = world_size(launcher)
+    processes = (check_only and processes) or world_size(launcher)
     cfg = load_config(config, data_root, work_dir, options, amp)
     settings = fingerprint(cfg)
     result = finished_result(cfg.work_dir, settings)
     if result is not None:
-        return result
+        again = 'choose another --work-dir, or remove this one, to train again'
+        return Outcome(result, f'Finished already, nothing to do: {describe(result, cfg.work_dir)}; {again}.')
     fit_machine(cfg, processes)
-    if not os.environ.get(CHECKED):
-        check_data(cfg)
+    counts = {} if os.environ.get(CHECKED) else check_data(cfg)
     set_resume(cfg, resume)
     if check_only:
-        return None
+        return Outcome(None, f'Config and data are fine: {counts}.')
     cfg.launcher = launcher
     init_distributed(launcher, cfg)
     runner = Runner.from_cfg(cfg)
@@ -191,9 +203,9 @@ def train(
         'checkpoint': f'snapshot_{generations}.pth',
         'settings_sha256': settings,
     }
-    if is_main_process():
+    if is_main_process(launcher):
         write_result(cfg.work_dir, result)
-    return result
+    return Outcome(result, f'Finished: {describe(result, cfg.work_dir)}.')
 
 
 def test(

@@ -22,7 +22,8 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-# The sampler is built before a resumed seed is restored: without a pinned seed, a resume would shuffle differently.
+# The sampler is built before a resumed seed is restored: without a pinned seed, a resume would shuffle
+# differently.
 randomness = dict(seed=0)
 log_processor = dict(by_epoch=True)
 log_level = 'INFO'
