@@ -1,0 +1,31 @@
+custom_imports = dict(
+    imports=[
+        'sd_pretrain.classifier',
+        'sd_pretrain.imagenet',
+        'sd_pretrain.metrics',
+        'sd_pretrain.optim',
+        'sd_pretrain.snapshot_hook',
+    ],
+    allow_failed_imports=False,
+)
+default_scope = 'mmengine'
+default_hooks = dict(
+    runtime_info=dict(type='RuntimeInfoHook'),
+    timer=dict(type='IterTimerHook'),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    logger=dict(type='LoggerHook', interval=100),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
+)
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'),
+)
+# The sampler is built before a resumed seed is restored: without a pinned seed, a resume would shuffle
+# differently.
+randomness = dict(seed=0)
+log_processor = dict(by_epoch=True)
+log_level = 'INFO'
+load_from = None
+resume = False

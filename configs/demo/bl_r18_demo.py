@@ -1,0 +1,37 @@
+# BL on the embedded emoji world. What to tune is here; SE and SD inherit it.
+_base_ = [
+    '../_base_/models/classifier_resnet.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/imagenet_90e_bl.py',
+    '../_base_/pretrain_runtime.py',
+]
+epochs = 8
+total_batch_size = 64
+lr = 0.05
+size = 64
+crop_scale = (0.4, 1.0)
+rotation = 10
+jitter = 0.2
+num_classes = 100
+default_data_root = 'work_dirs/demo_data'
+
+ends = [epochs]
+model = dict(network='resnet18', num_classes=num_classes)
+data_preprocessor = dict(rotation=rotation, jitter=jitter)
+train_dataloader = dict(num_workers=2, dataset=dict(size=size, scale=crop_scale))
+val_dataloader = dict(num_workers=2, dataset=dict(size=size, resize=size * 9 // 8))
+test_dataloader = val_dataloader
+optim_wrapper = dict(optimizer=dict(lr=lr))
+param_scheduler = [
+    dict(
+        type='CosineRestartLR',
+        periods=[epochs],
+        restart_weights=[1],
+        eta_min=0,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    )
+]
+custom_hooks = [dict(type='SnapshotDistillationHook', ends=ends, distill=False)]
+train_cfg = dict(max_epochs=epochs)
+default_hooks = dict(logger=dict(interval=20))

@@ -1,0 +1,56 @@
+"""Reading checkpoints without executing what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner.checkpoint import get_torch_safe_globals
+from torch import nn
+
+from sd_pretrain.cli import InputError
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint of ours (``epoch_N.pth`` or ``snapshot_k.pth``) on the CPU.
+
+    Only tensors, plain containers and mmengine's log buffers are accepted; a pickle that would run code is
+    not.
+
+    Raises:
+        InputError: the file is missing, damaged, not a checkpoint, or has code in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f'no checkpoint {path}: give the path of an epoch_N.pth or snapshot_k.pth')
+    try:
+        with torch.serialization.safe_globals(get_torch_safe_globals()):
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f'cannot read checkpoint {path}: it is damaged or holds more than tensors ({reason}); '
+            'use another one'
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
+        raise InputError(f"{path} is no checkpoint of this project: it has no 'state_dict'")
+    return content
+
+
+def check_fits(model: nn.Module, content: dict[str, Any], path: str | Path) -> None:
+    """Check that a checkpoint has exactly the weights of ``model``.
+
+    Raises:
+        InputError: names or shapes differ (another depth, another number of classes).
+    """
+    want = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    have = {key: tuple(value.shape) for key, value in content['state_dict'].items()}
+    wrong = sorted(key for key in want.keys() | have.keys() if want.get(key) != have.get(key))
+    if wrong:
+        key = wrong[0]
+        raise InputError(
+            f'{path} does not fit the config: {len(wrong)} weights differ, first {key}: the config has '
+            f'{want.get(key, "none")}, the checkpoint {have.get(key, "none")}; '
+            'use the config it was trained with'
+        )

@@ -1,0 +1,159 @@
+"""The image classifier that is pretrained, and what turns its batches into network input."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import timm
+import torch
+from mmengine.dist import get_rank
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from sd_pretrain.augment import jitter, rotate
+from sd_pretrain.cli import InputError
+from sd_pretrain.losses import sd_loss
+from sd_pretrain.teacher import FrozenTeacher
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@MODELS.register_module()
+class ImageBatchPreprocessor(BaseDataPreprocessor):
+    """Move a uint8 batch to the device, augment it there when training, and normalise it.
+
+    Rotation and pixel jitter cost more than decoding when they are done image by image on the CPU; here they
+    are a few batched operations.
+
+    Args:
+        mean: per channel, RGB, in grey levels of 0 to 255.
+        std: per channel, RGB.
+        rotation: largest angle in degrees, drawn per image; 0 for none.
+        jitter: largest relative change of brightness, contrast and saturation, drawn per image; 0 for none.
+        channels_last: lay images out as the network's weights are.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        rotation: float = 0.0,
+        jitter: float = 0.0,
+        channels_last: bool = False,
+    ):
+        super().__init__(non_blocking=True)
+        self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.rotation = rotation
+        self.jitter = jitter
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._generator: torch.Generator | None = None
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Turn ``inputs`` ``(N, 3, H, W)`` uint8 into normalised float32; others are only moved."""
+        data = self.cast_data(data)
+        images = data['inputs'].float()
+        if training:
+            if self.jitter:
+                images = jitter(images, self.jitter, self._random(images.device))
+            if self.rotation:
+                images = rotate(images, self.rotation, self._random(images.device))
+        images = (images - self.mean) / self.std
+        data['inputs'] = images.contiguous(memory_format=self.memory_format)
+        return data
+
+    def _random(self, device: torch.device) -> torch.Generator:
+        # All ranks share the run's seed; without a generator of their own they would all draw the same
+        # angles.
+        if self._generator is None or self._generator.device != device:
+            seed = torch.initial_seed() + 1000 * get_rank()
+            self._generator = torch.Generator(device).manual_seed(seed)
+        return self._generator
+
+
+@MODELS.register_module()
+class TimmClassifier(BaseModel):
+    """A ``timm`` network with its loss: Eqn 1 alone, or Eqn 3 while a teacher is attached.
+
+    ``state_dict`` and ``parameters()`` hold the student alone, under ``network.``.
+
+    Args:
+        network: name for ``timm.create_model``, such as ``'resnet152'``.
+        num_classes: number of classes.
+        network_args: further arguments of ``timm.create_model``.
+        channels_last: memory format of the weights, and of the images if the preprocessor is given as a dict.
+        data_preprocessor: config of an :class:`ImageBatchPreprocessor`.
+
+    Raises:
+        InputError: ``timm`` has no network of this name.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        num_classes: int = 1000,
+        network_args: dict | None = None,
+        channels_last: bool = False,
+        data_preprocessor: dict | None = None,
+    ):
+        data_preprocessor = dict(data_preprocessor or {})
+        data_preprocessor.setdefault('type', 'ImageBatchPreprocessor')
+        data_preprocessor.setdefault('channels_last', channels_last)
+        super().__init__(data_preprocessor=data_preprocessor)
+        if not timm.is_model(network):
+            close = ', '.join(difflib.get_close_matches(network, timm.list_models(), n=3)) or 'none is close'
+            raise InputError(
+                f"timm has no network '{network}' (model.network in the config); close names: {close}"
+            )
+        self.arch = network
+        self.network = timm.create_model(network, num_classes=num_classes, **(network_args or {}))
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        self.teacher: FrozenTeacher | None = None
+        self._loss_args: dict = {}
+
+    def init_weights(self) -> None:
+        """Keep the initialisation of ``timm.create_model``.
+
+        The inherited method would call the ``init_weights`` of timm's network again without its arguments,
+        which for a ResNet means ``zero_init_last=True`` whatever the config says.
+        """
+
+    def attach_teacher(self, teacher: FrozenTeacher | None, **loss_args: object) -> None:
+        """Distil from ``teacher`` from now on (``None``: no longer).
+
+        Args:
+            teacher: the frozen teacher.
+            **loss_args: ``temperature``, ``lambda_s``, ``lambda_t``, ``symmetric``, ... of :func:`sd_loss`.
+        """
+        self.teacher = teacher
+        self._loss_args = loss_args
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor') -> object:
+        """Run the network on normalised images ``(N, 3, H, W)``.
+
+        Args:
+            inputs: the images.
+            labels: ``(N,)`` class indices, or ``(N, C)`` probabilities; needed for the loss.
+            mode: ``'loss'`` gives the terms of :func:`sd_loss`, ``'predict'`` one dict an image with
+                ``logits`` and ``label``, ``'tensor'`` the logits ``(N, C)``.
+        """
+        logits = self.network(inputs)
+        if mode == 'tensor':
+            return logits
+        if mode == 'predict':
+            rows = logits.float().unbind()
+            marks = [None] * len(rows) if labels is None else labels.unbind()
+            return [{'logits': row, 'label': mark} for row, mark in zip(rows, marks, strict=True)]
+        if mode == 'loss':
+            teacher_logits = None if self.teacher is None else self.teacher(inputs)
+            return sd_loss(logits, teacher_logits, labels, **self._loss_args)
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', found '{mode}'")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimmClassifier:
+        if self.teacher is not None:
+            self.teacher.apply_to_tensors(fn)
+        return super()._apply(fn, recurse)

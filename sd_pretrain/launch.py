@@ -1,0 +1,86 @@
+"""Starting one process of a distributed run, with GPUs (nccl) or without (gloo)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import torch
+import torch.distributed
+from mmengine.config import Config
+
+from sd_pretrain.cli import InputError
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+# Where each launcher says (rank, world size, local rank).
+_VARIABLES = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
+
+
+def world_size(launcher: str) -> int:
+    """Number of processes of this run, as the launcher's environment says.
+
+    Raises:
+        InputError: the process was not started by that launcher.
+    """
+    if launcher == 'none':
+        return 1
+    missing = [name for name in _VARIABLES[launcher] if name not in os.environ]
+    if missing:
+        raise InputError(
+            f'--launcher {launcher}: {", ".join(missing)} not set; start this through tools/dist_train.sh, '
+            'tools/slurm_train.sh or mpirun, or leave --launcher out'
+        )
+    return int(os.environ[_VARIABLES[launcher][1]])
+
+
+def is_main_process(launcher: str) -> bool:
+    """Whether this is the process that prints and writes; known before any process group exists."""
+    return launcher == 'none' or os.environ.get(_VARIABLES[launcher][0]) == '0'
+
+
+def check_gpus(gpus: int) -> None:
+    """Check that this machine can run ``gpus`` processes: as many GPUs, or none at all (CPU processes).
+
+    Raises:
+        InputError: it has some GPUs, but fewer.
+    """
+    found = torch.cuda.device_count()
+    if gpus < 1:
+        raise InputError(f'the number of GPUs must be at least 1, found {gpus}')
+    if 0 < found < gpus:
+        raise InputError(f'{gpus} GPUs asked for, this machine has {found}; ask for at most {found}')
+
+
+def init_distributed(launcher: str, cfg: Config) -> None:
+    """Join the process group on a machine without GPU; with one, mmengine does it when the runner is built.
+
+    mmengine always selects a CUDA device and hands DDP a device id; both fail on a CPU. A group that exists
+    already is left alone by its runner.
+
+    Args:
+        launcher: how this process was started.
+        cfg: the config; DDP's arguments for CPU processes are set in place.
+    """
+    if launcher == 'none' or torch.cuda.is_available():
+        return
+    for target, source in zip(_VARIABLES['pytorch'], _VARIABLES[launcher], strict=True):
+        os.environ[target] = os.environ[source]
+    if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        hosts = subprocess.run(
+            ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]
+    os.environ.setdefault('MASTER_PORT', '29500')
+    torch.distributed.init_process_group('gloo')
+    wrapper = dict(
+        cfg.get('model_wrapper_cfg') or {'type': 'MMDistributedDataParallel', 'broadcast_buffers': False}
+    )
+    wrapper['device_ids'] = None
+    cfg.model_wrapper_cfg = wrapper

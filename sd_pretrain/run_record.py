@@ -1,0 +1,110 @@
+"""What a finished run leaves behind: ``result.json`` in its work dir."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from sd_pretrain.cli import InputError
+
+RESULT = 'result.json'
+# Where the run happens does not change what it is.
+_PLACES = {
+    'data_root',
+    'default_data_root',
+    'work_dir',
+    'launcher',
+    'resume',
+    'load_from',
+    'num_workers',
+    'env_cfg',
+}
+
+
+class RunRecordHook(Hook):
+    """Remember the last validation and the training time, over resumes as well."""
+
+    # Before CheckpointHook: the seconds so far are in the checkpoint of the same epoch.
+    priority = 'NORMAL'
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.metrics_epoch = -1
+        self._before = 0.0
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and validation so far."""
+        return self._before + time.monotonic() - self._start
+
+    def before_train(self, runner: Runner) -> None:
+        """Start the clock, where the resumed run has stopped it."""
+        self._before = runner.message_hub.get_info('train_seconds', 0.0)
+        self._start = time.monotonic()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Note the time for the checkpoint."""
+        runner.message_hub.update_info('train_seconds', self.seconds)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Note the metrics."""
+        self.metrics, self.metrics_epoch = dict(metrics or {}), runner.epoch
+
+
+def fingerprint(cfg: Config) -> str:
+    """Hash of all settings of a run but where it reads and writes; the same settings give the same text."""
+
+    def keep(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: keep(item) for key, item in value.items() if key not in _PLACES}
+        if isinstance(value, list | tuple):
+            return [keep(item) for item in value]
+        return value
+
+    text = json.dumps(keep(cfg.to_dict()), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def finished_result(work_dir: str | Path, settings: str) -> dict[str, Any] | None:
+    """The result of a finished run in ``work_dir``; ``None`` if there is none.
+
+    Args:
+        work_dir: the work dir.
+        settings: :func:`fingerprint` of the run that wants the work dir.
+
+    Raises:
+        InputError: the finished run there had other settings, or its ``result.json`` cannot be read.
+    """
+    path = Path(work_dir) / RESULT
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        same = result['settings_sha256'] == settings
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f'{path} cannot be read as the result of a run; remove it or choose another --work-dir'
+        ) from None
+    if not same:
+        raise InputError(
+            f'{work_dir} holds a finished run of other settings ({result.get("config")}); '
+            'choose another --work-dir, or remove that one'
+        )
+    return result
+
+
+def write_result(work_dir: str | Path, result: dict[str, Any]) -> None:
+    """Write ``result.json`` in one step, so that it is there whole or not at all."""
+    path = Path(work_dir) / RESULT
+    part = path.with_suffix('.part')
+    part.write_text(json.dumps(result, indent=2) + '\n')
+    os.replace(part, path)

@@ -1,0 +1,166 @@
+"""When the teacher is taken, saved and restored: the mini-generations of the paper as an mmengine hook."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.dist import all_reduce, is_distributed, master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sd_pretrain.cli import InputError
+from sd_pretrain.schedule import check_ends, check_scheduler, mini_generation, teacher_iteration
+from sd_pretrain.teacher import FrozenTeacher
+
+TEACHER_KEY = 'snapshot_distillation_teacher'
+
+
+@HOOKS.register_module()
+class SnapshotDistillationHook(Hook):
+    """Divide the run into mini-generations; the end of each one teaches the next (Sections 3.2 and 3.3.4).
+
+    At the last iteration of mini-generation k it averages the batch normalisation statistics over the
+    processes, writes ``snapshot_k.pth`` (tensors and a small ``meta``) to the work dir and, if there is a
+    next mini-generation, attaches the frozen teacher to the model. The teacher is kept in every later
+    checkpoint under a key of its own and comes back on resume. During the first mini-generation the hook
+    costs nothing.
+
+    One end is the baseline (BL), several without distillation are Snapshot Ensemble (SE), with it Snapshot
+    Distillation (SD).
+
+    Args:
+        ends: last epoch of each mini-generation (``L'_1 .. L'_K``); the last one is ``max_epochs``.
+        distill: whether the snapshots teach.
+        **loss_args: ``temperature``, ``lambda_s``, ``lambda_t``, ``symmetric`` of
+            :func:`sd_pretrain.losses.sd_loss`.
+    """
+
+    # Before the scheduler (LOW) and CheckpointHook (VERY_LOW): the checkpoint of the same epoch holds the
+    # teacher.
+    priority = 'NORMAL'
+
+    def __init__(self, ends: Sequence[int], distill: bool = True, **loss_args: object):
+        self.end_epochs = list(ends)
+        self.distill = distill
+        self.loss_args = loss_args
+        self.ends: list[int] = []
+        self._saved_teacher: dict | None = None
+        self._teacher_iteration = 0
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the checkpoint's teacher until it is clear whether this is a resume."""
+        self._saved_teacher = checkpoint.get(TEACHER_KEY)
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the schedule; on resume, attach the teacher that the next iteration needs."""
+        check_ends(self.end_epochs, runner.max_epochs, 'epochs')
+        epoch_length = len(runner.train_dataloader)
+        if epoch_length == 0:
+            raise InputError('the training data holds less than one batch; lower total_batch_size')
+        self.ends = [end * epoch_length for end in self.end_epochs]
+        check_scheduler(runner.param_schedulers, self.ends, _config_lr(runner.cfg))
+        saved, self._saved_teacher = self._saved_teacher, None
+        model = unwrap(runner.model)
+        model.attach_teacher(None)
+        done = runner.iter
+        if not self.distill or done >= self.ends[-1]:
+            return
+        needed = teacher_iteration(done + 1, self.ends)
+        if not needed:
+            return
+        taken = saved['iteration'] if saved else None
+        if taken != needed:
+            found = f'has one of iteration {taken}' if saved else 'has none'
+            raise InputError(
+                f'resuming at iteration {done + 1} needs the teacher of iteration {needed}, but the '
+                f'checkpoint {found}; resume from an epoch_N.pth of the same SD run'
+            )
+        model.attach_teacher(FrozenTeacher(model.network, saved['state_dict']), **self.loss_args)
+        self._teacher_iteration = needed
+        runner.logger.info(f'Restored the teacher of iteration {needed}.')
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
+    ) -> None:
+        """At the end of a mini-generation: take the snapshot and make it the teacher of the next one."""
+        iteration = runner.iter + 1
+        if iteration not in self.ends:
+            return
+        k = mini_generation(iteration, self.ends)
+        model = unwrap(runner.model)
+        average_bn_statistics(model)
+        self._save_snapshot(runner, model, k, iteration)
+        if self.distill and iteration < self.ends[-1]:
+            model.attach_teacher(FrozenTeacher(model.network), **self.loss_args)
+            self._teacher_iteration = iteration
+            runner.logger.info(f'Mini-generation {k + 1} is taught by the snapshot of iteration {iteration}.')
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Let validation and the checkpoint see the same batch normalisation statistics on every process."""
+        average_bn_statistics(unwrap(runner.model))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Store the teacher beside the student. Runs on the main process only: no collective here."""
+        teacher = unwrap(runner.model).teacher
+        if teacher is not None:
+            checkpoint[TEACHER_KEY] = {
+                'iteration': self._teacher_iteration,
+                'state_dict': teacher.state_dict(),
+            }
+
+    @master_only
+    def _save_snapshot(self, runner: Runner, model: nn.Module, k: int, iteration: int) -> None:
+        state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+        meta = {
+            'schema': 1,
+            'arch': model.arch,
+            'mini_generation': k,
+            'epoch': self.end_epochs[k - 1],
+            'iter': iteration,
+        }
+        path = Path(runner.work_dir) / f'snapshot_{k}.pth'
+        part = path.with_suffix('.part')
+        torch.save({'meta': meta, 'state_dict': state}, part)
+        os.replace(part, path)
+        runner.logger.info(f'Saved {path.name} at the end of mini-generation {k}.')
+
+
+def _config_lr(cfg: dict) -> float | None:
+    optim_wrapper = cfg.get('optim_wrapper') or {}
+    if optim_wrapper.get('paramwise_cfg') or (cfg.get('auto_scale_lr') or {}).get('enable'):
+        return None
+    return (optim_wrapper.get('optimizer') or {}).get('lr')
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The classifier itself, out of DDP."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def average_bn_statistics(model: nn.Module) -> None:
+    """Average running mean and variance over the processes, in one message; alone, do nothing.
+
+    Each process normalises its own part of the batch, so the buffers differ (DDP runs with
+    ``broadcast_buffers=False``); without this, every process would have another teacher.
+    """
+    if not is_distributed():
+        return
+    buffers = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+        for buffer in (module.running_mean, module.running_var)
+    ]
+    if not buffers:
+        return
+    flat = torch.cat([buffer.flatten().float() for buffer in buffers])
+    all_reduce(flat, op='mean')
+    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))

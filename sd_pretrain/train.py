@@ -1,0 +1,243 @@
+"""From a config to a trained classifier: what ``tools/train.py`` and ``tools/test.py`` do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from sd_pretrain.checkpoint import check_fits, read_checkpoint
+from sd_pretrain.cli import InputError, set_data_root, split_total_batch
+from sd_pretrain.imagenet import check_imagenet
+from sd_pretrain.launch import init_distributed, is_main_process, world_size
+from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
+
+# Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
+CHECKED = 'SD_PRETRAIN_CHECKED'
+
+
+class Outcome(NamedTuple):
+    """The content of ``result.json`` (``None`` after a mere check), and a line to print."""
+
+    result: dict[str, Any] | None
+    message: str
+
+
+def load_config(
+    path: str | Path,
+    data_root: str | Path | None = None,
+    work_dir: str | Path | None = None,
+    options: dict[str, Any] | None = None,
+    amp: bool = False,
+) -> Config:
+    """Read a pretraining config and apply what the command line says.
+
+    Args:
+        path: the config file.
+        data_root: replaces the leading ``data`` of the config's data roots; default: the config's
+            ``default_data_root``, if it has one.
+        work_dir: output folder; default ``work_dirs/<config stem>``.
+        options: ``--cfg-options``.
+        amp: train under bfloat16 autocast.
+
+    Raises:
+        InputError: no such file, or it does not parse.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f'no config {path}: see configs/ for those there are')
+    try:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(options or {})
+    except Exception as error:
+        raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+    if 'train_dataloader' not in cfg or 'TimmClassifier' not in str(cfg.get('model')):
+        raise InputError(f'{path} is no pretraining config: it needs a TimmClassifier and a train_dataloader')
+    root = data_root or cfg.get('default_data_root')
+    if root:
+        set_data_root(cfg._cfg_dict, root)
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs') / path.stem)
+    if amp:
+        cfg.optim_wrapper.type = 'Bf16OptimWrapper'
+    return cfg
+
+
+def fit_machine(cfg: Config, processes: int) -> None:
+    """Set what depends on the machine: the batch of one process, its loader workers, pinned memory."""
+    split_total_batch(cfg, processes)
+    local = int(os.environ.get('LOCAL_WORLD_SIZE', min(processes, torch.cuda.device_count() or processes)))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if not loader:
+            continue
+        loader.num_workers = min(loader.get('num_workers', 0), max(1, cpus // local))
+        if not loader.num_workers:
+            loader.persistent_workers = False
+            loader.pop('prefetch_factor', None)
+        loader.pin_memory = torch.cuda.is_available()
+
+
+def check_data(cfg: Config) -> dict[str, int]:
+    """Check the folders of the config's data, and that they hold the classes that the model has.
+
+    Raises:
+        InputError: they do not.
+    """
+    counts = check_imagenet(cfg.train_dataloader.dataset.data_root)
+    classes = cfg.model.num_classes
+    if counts['classes'] != classes:
+        raise InputError(
+            f'{cfg.train_dataloader.dataset.data_root} has {counts["classes"]} class folders, the config has '
+            f'model.num_classes={classes}; give --cfg-options model.num_classes={counts["classes"]} '
+            'or other data'
+        )
+    batch = cfg.get('total_batch_size', 1)
+    if counts['train'] < batch:
+        raise InputError(
+            f'{counts["train"]} training images are less than one batch of {batch}; '
+            'lower it with --cfg-options total_batch_size=N'
+        )
+    return counts
+
+
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """Set where to resume: ``'auto'`` is the latest checkpoint of the work dir, if there is one.
+
+    Raises:
+        InputError: the checkpoint is missing or damaged.
+    """
+    if resume is None:
+        return
+    if resume == 'auto':
+        latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+        if latest is None:
+            return
+        # The work dir may have moved since the path was written.
+        resume = latest if Path(latest).is_file() else str(Path(cfg.work_dir) / Path(latest).name)
+    content = read_checkpoint(resume)
+    if 'optimizer' not in content:
+        raise InputError(f'{resume} cannot be resumed: it has no optimizer state; use an epoch_N.pth')
+    cfg.resume = True
+    cfg.load_from = resume
+
+
+def describe(result: dict[str, Any], work_dir: str | Path) -> str:
+    """One phrase on a finished run."""
+    accuracy = f'top-1 {100 * result["top1"]:.2f}%, top-5 {100 * result["top5"]:.2f}%'
+    return f'{accuracy}, {result["seconds"]:.0f} s, {Path(work_dir) / result["checkpoint"]}'
+
+
+@contextmanager
+def readable_worker_errors() -> Iterator[None]:
+    """Reduce an InputError that a loader worker sends with its traceback to its own line."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition('InputError: ')[2]) from error
+
+
+def train(
+    config: str | Path,
+    *,
+    work_dir: str | Path | None = None,
+    data_root: str | Path | None = None,
+    options: dict[str, Any] | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    launcher: str = 'none',
+    check_only: bool = False,
+    processes: int | None = None,
+) -> Outcome:
+    """Pretrain a classifier by BL, SE or SD, as the config says.
+
+    Args:
+        config: the config file.
+        work_dir: see :func:`load_config`.
+        data_root: see :func:`load_config`.
+        options: see :func:`load_config`.
+        resume: ``None``, ``'auto'`` or the path of an ``epoch_N.pth``.
+        amp: train under bfloat16 autocast.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        check_only: check config and data, then stop.
+        processes: with ``check_only``, the number of processes that will train.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    processes = (check_only and processes) or world_size(launcher)
+    cfg = load_config(config, data_root, work_dir, options, amp)
+    settings = fingerprint(cfg)
+    result = finished_result(cfg.work_dir, settings)
+    if result is not None:
+        again = 'choose another --work-dir, or remove this one, to train again'
+        return Outcome(result, f'Finished already, nothing to do: {describe(result, cfg.work_dir)}; {again}.')
+    fit_machine(cfg, processes)
+    counts = {} if os.environ.get(CHECKED) else check_data(cfg)
+    set_resume(cfg, resume)
+    if check_only:
+        return Outcome(None, f'Config and data are fine: {counts}.')
+    cfg.launcher = launcher
+    init_distributed(launcher, cfg)
+    runner = Runner.from_cfg(cfg)
+    record = RunRecordHook()
+    runner.register_hook(record)
+    with readable_worker_errors():
+        runner.train()
+        if record.metrics_epoch != runner.max_epochs:
+            # Resumed after the last epoch, but before its validation was recorded.
+            runner.val_loop.run()
+    generations = max((len(hook.ends) for hook in runner.hooks if hasattr(hook, 'end_epochs')), default=0)
+    result = {
+        'schema': 1,
+        'config': str(config),
+        'top1': record.metrics['accuracy/top1'] / 100,
+        'top5': record.metrics['accuracy/top5'] / 100,
+        'seconds': record.seconds,
+        'checkpoint': f'snapshot_{generations}.pth',
+        'settings_sha256': settings,
+    }
+    if is_main_process(launcher):
+        write_result(cfg.work_dir, result)
+    return Outcome(result, f'Finished: {describe(result, cfg.work_dir)}.')
+
+
+def test(
+    config: str | Path,
+    checkpoint: str | Path,
+    *,
+    work_dir: str | Path | None = None,
+    data_root: str | Path | None = None,
+    options: dict[str, Any] | None = None,
+    launcher: str = 'none',
+) -> dict[str, float]:
+    """Evaluate a checkpoint on the validation images.
+
+    Returns:
+        ``{'accuracy/top1', 'accuracy/top5'}`` in percent.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    processes = world_size(launcher)
+    cfg = load_config(config, data_root, work_dir, options)
+    cfg.work_dir = str(work_dir or Path(cfg.work_dir) / 'test')
+    content = read_checkpoint(checkpoint)
+    check_data(cfg)
+    fit_machine(cfg, processes)
+    cfg.launcher = launcher
+    init_distributed(launcher, cfg)
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks'):
+        cfg.pop(key, None)
+    runner = Runner.from_cfg(cfg)
+    model = getattr(runner.model, 'module', runner.model)
+    check_fits(model, content, checkpoint)
+    model.load_state_dict(content['state_dict'])
+    with readable_worker_errors():
+        return runner.test()
