@@ -17,12 +17,12 @@ def main() -> None:
     )
     parser.add_argument(
         'src',
-        help='checkpoint of ours, torchvision, timm or mmpretrain (.pth, .pt, .safetensors); a pretraining work dir; '
-        'torchvision:resnet152[.IMAGENET1K_V1]; timm:resnet152[.a1_in1k]',
+        help='checkpoint of ours, torchvision, timm or mmpretrain (.pth, .pt, .safetensors); '
+        'a pretraining work dir; torchvision:resnet152[.IMAGENET1K_V1]; timm:resnet152[.a1_in1k]',
     )
     parser.add_argument(
         'dst',
-        help='folder (existing, or ending in /), or file name without the hash; the file is named <name>-<hash>.pth',
+        help='folder (existing, or ending in /), or file name; the hash of the content is added to it',
     )
     parser.add_argument('--to', required=True, choices=TARGETS)
     parser.add_argument(
@@ -33,7 +33,7 @@ def main() -> None:
         '--verify',
         action=argparse.BooleanOptionalAction,
         default=True,
-        help='run both networks on the same images and compare the features of all four stages (default: yes)',
+        help='run both networks on the same images and compare the features of every stage (default)',
     )
     args = parser.parse_args()
     done = convert(args.src, args.dst, args.to, args.verify, args.expect_arch, args.key)

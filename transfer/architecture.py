@@ -41,7 +41,7 @@ class Weights:
 
 
 def read_weights(checkpoint: Mapping[str, Any], where: str, key: str | None = None) -> Weights:
-    """Find the ResNet in a loaded checkpoint: unwrap ``state_dict``/``model``, strip prefixes, rename ``head.fc``.
+    """Find the ResNet in a loaded checkpoint: unwrap ``state_dict``, strip prefixes, rename ``head.fc``.
 
     Args:
         checkpoint: As :func:`transfer.checkpoint_io.load_checkpoint` returns it.
@@ -49,7 +49,7 @@ def read_weights(checkpoint: Mapping[str, Any], where: str, key: str | None = No
         key: Entry to take instead of the usual ones, e.g. ``state_dict_ema``.
 
     Raises:
-        InputError: no tensors, no ResNet among them, several of them, or tensors a plain ResNet does not have.
+        InputError: no tensors, no ResNet among them, or several of them.
     """
     tensors = _select(checkpoint, where, key)
     prefix = _prefix(tensors, where)
@@ -68,8 +68,8 @@ def detect_arch(state_dict: Mapping[str, Tensor], where: str = 'the checkpoint')
     """The architecture, ``resnet18`` to ``resnet152``, of a state_dict (with or without a known prefix).
 
     Raises:
-        InputError: another network (deep stem, grouped or wide, squeeze-excitation, other block counts): says what
-            was found.
+        InputError: another network (deep stem, grouped or wide, squeeze-excitation, other block counts); says
+            what was found.
     """
     names = state_dict if _ANCHOR in state_dict else read_weights(state_dict, where).tensors
     found = _oddity(names)

@@ -25,7 +25,7 @@ HASHED_NAME = re.compile(r'-([0-9a-f]{8})\.pth$')
 
 
 class _Inert:
-    """Stands in for the logs and arguments that training checkpoints carry beside their weights; does nothing."""
+    """Stands in for the logs and arguments that checkpoints carry beside their weights; does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
         return object.__new__(cls)
@@ -37,8 +37,8 @@ class _Inert:
         pass
 
 
-# What mmengine (message hub), timm and torchvision (args) checkpoints name beside tensors. None of it is imported or
-# called: every name loads as an _Inert. mmengine itself would allow the real getattr here.
+# What mmengine (message hub), timm and torchvision (args) checkpoints name beside tensors. None of it is
+# imported or called: every name loads as an _Inert. mmengine itself would allow the real getattr here.
 _HARMLESS = (
     'mmengine.logging.history_buffer.HistoryBuffer',
     'builtins.getattr',
@@ -73,17 +73,17 @@ def sha256_of(path: str | Path) -> str:
 
 
 def load_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
-    """Read a ``.pth``/``.pt``/``.bin`` or ``.safetensors`` file onto the CPU, with ``weights_only=True`` always.
+    """Read a PyTorch or safetensors file onto the CPU, with ``weights_only=True`` always.
 
-    The format is told by the content, not by the name. Logs and arguments that training frameworks store beside the
-    weights come back as inert placeholders.
+    The format is told by the content, not by the name. Logs and arguments that training frameworks store
+    beside the weights come back as inert placeholders.
 
     Args:
         path: The file.
         mmap: Map the tensors of a file of today's format instead of reading them (to look at ``meta`` only).
 
     Raises:
-        InputError: missing, empty, truncated or damaged, not a checkpoint, or a pickle that wants more than tensors.
+        InputError: missing, empty, truncated, not a checkpoint, or a pickle that wants more than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -146,8 +146,8 @@ def _load_torch(path: Path, pickled: bytes | None, mmap: bool) -> dict[str, Any]
         wanted = _refused_names(str(error), path.read_bytes() if pickled is None else pickled)
         if wanted:
             raise InputError(
-                f'{path} is a pickle that wants to use {", ".join(wanted[:3])} when loaded; refused, nothing of it was '
-                "executed: save the model's state_dict (tensors only) and convert that"
+                f'{path} is a pickle that wants {", ".join(wanted[:3])} when loaded; refused, nothing of '
+                "it was executed: save the model's state_dict (tensors only) and convert that"
             ) from None
         if 'legacy .tar' in str(error):
             raise InputError(
@@ -216,14 +216,14 @@ def stage(
 ) -> tuple[Path, Path, str]:
     """Write a published file under a temporary name beside its destination.
 
-    The same input gives the same bytes: the archive inside has a fixed name (``torch.save`` would take the file's), and
-    every tensor is contiguous with a storage of its own.
+    The same input gives the same bytes: the archive inside has a fixed name (``torch.save`` would take the
+    file's), and every tensor is contiguous with a storage of its own.
 
     Args:
         meta: JSON-able.
         state_dict: Names to tensors; stored in this order, dtypes kept.
-        dst: An existing folder or a path that ends in ``/`` (the file is ``<stem>-<hash>.pth`` there), or the path of
-            the file without the hash, with or without ``.pth``.
+        dst: An existing folder or a path that ends in ``/`` (the file is ``<stem>-<hash>.pth`` there), or the
+            path of the file without the hash, with or without ``.pth``.
         stem: Name in a folder.
 
     Returns:

@@ -64,14 +64,14 @@ def convert(
         src: Checkpoint file of this project, torchvision, timm or mmpretrain; pretraining work dir; or
             ``torchvision:NAME`` / ``timm:NAME`` (see :func:`transfer.sources.resolve`).
         dst: Folder, or path of the file without the hash (see :func:`transfer.checkpoint_io.stage`).
-        to: One of :data:`TARGETS`. Files for mmdet (backbone and C4 shared head) and mmseg have no classifier.
+        to: One of :data:`TARGETS`; files for mmdet (C4's shared head included) and mmseg have no classifier.
         verify: Compare the features of all four stages (see :func:`transfer.verify.compare`).
         expect_arch: Refuse a source of another architecture.
         key: Entry of the checkpoint to take, e.g. ``state_dict_ema``.
 
     Raises:
-        InputError: the source is missing, damaged, unsafe, of another architecture or incomplete; the destination
-            cannot be written; the features disagree.
+        InputError: the source is missing, damaged, unsafe, of another architecture or incomplete; the
+            destination cannot be written; the features disagree.
     """
     if to not in TARGETS:
         raise InputError(f'unknown target {to!r}: one of {", ".join(TARGETS)}')
@@ -157,7 +157,7 @@ def _cover(
     """Match every parameter and buffer of the real target with a source tensor by name and shape.
 
     Returns:
-        The target's tensors in the target's order; how many the C4 shared head takes; how many were filled in.
+        The target's tensors in its order; how many the C4 shared head takes; how many were filled in.
     """
     import torch
 
@@ -171,7 +171,7 @@ def _cover(
         if name in tensors:
             found[name] = tensors[name]
         elif name.endswith('.num_batches_tracked'):
-            # Older checkpoints lack this counter; it matters only to a BN without momentum, which no target has.
+            # Older checkpoints lack this counter; it matters only to BN without momentum; no target has that.
             found[name] = torch.zeros((), dtype=torch.long)
             filled += 1
         else:
@@ -189,7 +189,8 @@ def _cover(
         if names:
             more = f' and {len(names) - 8} more' if len(names) > 8 else ''
             raise InputError(
-                f'{where}: {len(names)} of {total} tensors of {to} {arch} are {problem}: {", ".join(names[:8])}{more}'
+                f'{where}: {len(names)} of {total} tensors of {to} {arch} are {problem}: '
+                f'{", ".join(names[:8])}{more}'
             )
     surplus = [name for name in tensors if name not in found and not name.startswith('fc.')]
     if surplus:

@@ -1,4 +1,4 @@
-"""Where the weights come from: a file, a pretraining work dir, or a name that torchvision or timm can fetch."""
+"""Where weights come from: a file, a pretraining work dir, or a name that torchvision or timm can fetch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def resolve(src: str | Path) -> tuple[Path, str, list[str]]:
     """Find the checkpoint file that ``src`` means, fetching it if it is a library's name.
 
     Args:
-        src: A file; a pretraining work dir (its highest ``snapshot_k.pth``, else what ``last_checkpoint`` names);
-            ``torchvision:resnet152[.IMAGENET1K_V1]``; ``timm:resnet152[.a1_in1k]``.
+        src: A file; a pretraining work dir (its highest ``snapshot_k.pth``, else what ``last_checkpoint``
+            names); ``torchvision:resnet152[.IMAGENET1K_V1]``; ``timm:resnet152[.a1_in1k]``.
 
     Returns:
         The file; a short label for ``meta`` without this machine's paths; notes for the user.
@@ -131,5 +131,6 @@ def _timm(name: str) -> tuple[Path, str]:
 def _unreachable(name: str, url: str, error: Exception) -> InputError:
     reason = str(getattr(error, 'reason', error)).splitlines()[0]
     return InputError(
-        f'{name} could not be fetched from {url} ({reason}): fetch the file where there is a network, and give its path'
+        f'{name} could not be fetched from {url} ({reason}): '
+        'fetch the file where there is a network, and give its path'
     )

@@ -1,4 +1,4 @@
-"""The proof of a conversion: the real target network, loaded from the written file, computes the same features."""
+"""The proof of a conversion: the target network, loaded from the written file, computes the same features."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from sd_pretrain.cli import InputError
 
-TARGETS = ('mmdet', 'mmseg', 'torchvision', 'timm', 'sd_pretrain')
 STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
 
-# Output stride 16, as the DeepLabv3 of the transfer configs: stage 4 keeps its resolution and dilates instead.
-_DEEPLAB = dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
+# Output stride 16, as in the transfer's DeepLabv3: stage 4 keeps its resolution and dilates instead.
+_DEEPLAB = {'strides': (1, 2, 2, 1), 'dilations': (1, 1, 1, 2)}
 
 
 @contextlib.contextmanager
@@ -43,13 +42,13 @@ def build_target(
 
     Args:
         arch: ``resnet18`` to ``resnet152``.
-        target: One of :data:`TARGETS`.
-        num_classes: Of the classifier; 0 for a network without one. Detection and segmentation backbones have none.
-        file: Load this file by the target's own mechanism (``init_cfg`` Pretrained, ``load_state_dict``, timm's
-            ``checkpoint_path``, mmengine's ``load_checkpoint``); without it, names and shapes only (meta device).
+        target: One of :data:`transfer.convert.TARGETS`.
+        num_classes: Of the classifier; 0 for a network without one. Those of mmdet and mmseg have none.
+        file: Load this file by the target's own mechanism (mm's ``init_cfg``, ``load_state_dict``, timm's
+            ``checkpoint_path``, mmengine's ``load_checkpoint``); without it, names and shapes only.
 
     Returns:
-        ``{'network': ...}``, for mmdet also ``'shared_head'``: the layer4 that Faster R-CNN C4 applies to its RoIs.
+        ``{'network': ...}``, for mmdet also ``'shared_head'``: Faster R-CNN C4's layer4.
     """
     if file is None:
         with torch.device('meta'):
@@ -60,7 +59,7 @@ def build_target(
 
 def _build(arch: str, target: str, num_classes: int, file: Path | None) -> dict[str, nn.Module]:
     depth = int(arch.removeprefix('resnet'))
-    init_cfg = None if file is None else dict(type='Pretrained', checkpoint=str(file))
+    init_cfg = None if file is None else {'type': 'Pretrained', 'checkpoint': str(file)}
     if target in ('mmdet', 'mmseg'):
         from transfer import mmcv_ops
 
@@ -119,9 +118,10 @@ def expected_tensors(arch: str, target: str, num_classes: int) -> dict[str, dict
 def dilate_stage4(network: nn.Module) -> None:
     """Turn a torchvision or timm ResNet, in place, into output stride 16 by atrous convolution.
 
-    [Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", Sec. 3.1; multi-grid (1, 1, 1)]: the
-    stride of stage 4 becomes 1 and the convolution that carried it has rate 2 in every block. timm's
-    ``output_stride=16`` is another network (its first block keeps rate 1, its basic blocks dilate both convolutions).
+    Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", Sec. 3, with multi-grid
+    (1, 1, 1): the stride of stage 4 becomes 1, and the convolution that carried it has rate 2 in every block.
+    timm's ``output_stride=16`` is another network: the first block keeps rate 1, and basic blocks dilate both
+    convolutions.
     """
     for block in network.layer4:
         conv = block.conv2 if hasattr(block, 'conv3') else block.conv1
@@ -133,15 +133,16 @@ def dilate_stage4(network: nn.Module) -> None:
 def compare(
     file: Path, arch: str, target: str, source: Mapping[str, Tensor], library: str, tolerance: float = 1e-5
 ) -> dict[str, float]:
-    """Run the source network and the target network, loaded from ``file``, on the same random images in eval mode.
+    """Run the source network and the target, loaded from ``file``, on the same random images in eval mode.
 
-    The source network is that of the library the checkpoint comes from (torchvision's for mmpretrain's), with the
-    checkpoint's own tensors. For mmseg it gets the strides and dilations with which DeepLabv3 will use the backbone.
+    The source network is that of the library the checkpoint comes from (torchvision's for mmpretrain's), with
+    the checkpoint's own tensors. For mmseg it gets the strides and dilations with which DeepLabv3 will use
+    the backbone, so that what is compared is the function that will be used.
 
     Args:
         file: The written file.
         arch: ``resnet18`` to ``resnet152``.
-        target: One of :data:`TARGETS`.
+        target: One of :data:`transfer.convert.TARGETS`.
         source: Tensors under torchvision's names, as read from the source.
         library: ``torchvision`` or ``timm``: who builds the source network.
         tolerance: Largest allowed difference, relative to the largest feature of the stage.
@@ -179,13 +180,14 @@ def compare(
         stages = ', '.join(f'{stage} by {differences[stage]:.1e}' for stage in wrong) or 'none'
         tensors = f'; tensors with other values: {", ".join(altered[:5])}' if altered else ''
         raise InputError(
-            f'features of {target} {arch} differ from the source beyond {tolerance:g} relative: {stages}{tensors}'
+            f'features of {target} {arch} differ from the source beyond {tolerance:g} relative: '
+            f'{stages}{tensors}'
         )
     return differences
 
 
 def _features(network: nn.Module, images: Tensor, classes: int) -> dict[str, Tensor]:
-    """Outputs of the four stages, (N, C, H, W) each, and the logits (N, classes) of a network that has a classifier."""
+    """Outputs of the four stages, (N, C, H, W) each, and logits (N, classes) where there is a classifier."""
     features = {}
     hooks = [
         getattr(network, stage).register_forward_hook(
