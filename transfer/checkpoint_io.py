@@ -9,6 +9,7 @@ import json
 import os
 import pickletools
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,11 @@ _HARMLESS = (
     'pathlib.PosixPath',
     'pathlib.WindowsPath',
 )
-# Pickles of old protocols call the built-in functions by their Python 2 name.
-_INERT_GLOBALS = [(_Inert, name) for name in (*_HARMLESS, '__builtin__.getattr')]
+# Classes that go by those names; pickles of old protocols call the built-in functions by their Python 2 name.
+_INERT_GLOBALS = [
+    type(name.rpartition('.')[2], (_Inert,), {'__module__': name.rpartition('.')[0]})
+    for name in (*_HARMLESS, '__builtin__.getattr', '__builtin__.slice')
+]
 
 # What state_dicts themselves are made of.
 _TENSOR_NAMES = re.compile(
@@ -140,7 +144,8 @@ def _load_torch(path: Path, pickled: bytes | None, mmap: bool) -> dict[str, Any]
     import torch
 
     try:
-        with torch.serialization.safe_globals(_INERT_GLOBALS):
+        with torch.serialization.safe_globals(_INERT_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of other pickle protocols
             loaded = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except Exception as error:  # the unpickler of a damaged file raises about anything
         wanted = _refused_names(str(error), path.read_bytes() if pickled is None else pickled)
