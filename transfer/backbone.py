@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sd_pretrain.cli import InputError
+from transfer.architecture import detect_arch
+from transfer.checkpoint_io import check_hashed_name, is_published, load_checkpoint, sha256_of
 
 # Where a backbone lives in a model: the backbone itself, and layer4 on the RoIs of a C4 detector.
 PLACES = ('backbone', 'roi_head.shared_head')
@@ -22,7 +22,7 @@ RANDOM = 'none'
 class Backbone:
     """A backbone file: where it is, the sha256 of its bytes, its architecture and its tensors.
 
-    The random initialisation is a backbone too: path and sha256 ``'none'``, no architecture, no tensors.
+    The random initialisation is one too: path and sha256 ``'none'``, no architecture, no tensors.
     """
 
     path: str
@@ -31,17 +31,8 @@ class Backbone:
     tensors: dict[str, Tensor]
 
 
-def file_sha256(path: str | Path) -> str:
-    """Return the sha256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with Path(path).open('rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_backbone(path: str | Path) -> Backbone:
-    """Read a backbone file as ``transfer.convert`` writes it, or any file of tensors with torchvision's key names.
+    """Read a backbone file: one of ``transfer.convert``, or other tensors under torchvision's key names.
 
     ``'none'`` stands for the random initialisation.
 
@@ -51,30 +42,17 @@ def read_backbone(path: str | Path) -> Backbone:
     if str(path) == RANDOM:
         return Backbone(RANDOM, RANDOM, None, {})
     path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            f'no backbone file {path}; make one with tools/convert_checkpoint.py, or give "none"'
-        )
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f'{path} is not a readable file of tensors ({str(error).splitlines()[0][:120]}); '
-            'make it anew with tools/convert_checkpoint.py'
-        ) from error
-    content = content if isinstance(content, dict) else {}
+    content = load_checkpoint(path)
+    sha256 = sha256_of(path)
+    if is_published(content.get('meta')):
+        check_hashed_name(path, sha256)
     tensors = content.get('state_dict', content)
     if not isinstance(tensors, dict) or 'conv1.weight' not in tensors:
         raise InputError(
-            f'{path} holds no backbone under torchvision key names (no conv1.weight); '
+            f'{path} holds no backbone under torchvision key names (no conv1.weight): '
             'convert it with tools/convert_checkpoint.py --to mmdet'
         )
-    arch = (content.get('meta') or {}).get('arch')
-    if arch is None:
-        from transfer.convert import detect_arch
-
-        arch = detect_arch(tensors)
-    return Backbone(str(path.resolve()), file_sha256(path), arch, tensors)
+    return Backbone(str(path.resolve()), sha256, detect_arch(tensors, str(path)), tensors)
 
 
 def config_arch(cfg: Any) -> str:
@@ -90,10 +68,10 @@ def put_into(cfg: Any, backbone: Backbone) -> None:
     """
     if backbone.arch not in (None, config_arch(cfg)):
         raise InputError(
-            f'{backbone.path} is a {backbone.arch}, but {Path(cfg.filename).name} wants a {config_arch(cfg)}; '
-            'take the config of the right depth'
+            f'{backbone.path} is a {backbone.arch}, {Path(cfg.filename).name} is for a {config_arch(cfg)}: '
+            'take the config of that depth'
         )
-    init = None if backbone.path == RANDOM else dict(type='Pretrained', checkpoint=backbone.path)
+    init = None if backbone.path == RANDOM else {'type': 'Pretrained', 'checkpoint': backbone.path}
     for place in PLACES:
         part = cfg.model
         for name in place.split('.'):

@@ -1,7 +1,7 @@
-"""Fine-tune a backbone on VOC with mmdet or mmseg: ``python -m transfer.finetune CONFIG --backbone FILE ...``.
+"""Fine-tune a backbone on VOC with mmdet or mmseg: ``python -m transfer.finetune CONFIG --backbone FILE``.
 
-The configs are ordinary ones; what this adds to ``mmdet``'s own training script is the proof that the backbone was loaded,
-unrounded metrics, and a ``result.json`` that says what was run.
+The configs are ordinary ones. What this adds to the training scripts of mmdet and mmseg: the proof that the
+backbone was loaded, unrounded metrics, and a ``result.json`` that says what was run.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from transfer import mmcv_ops
 from transfer.backbone import Backbone, config_arch, prove_loaded, put_into, read_backbone
 
 SCHEMA = 1
-# Identity of a run: with any of these different it is another run.
-_IDENTITY = ('config', 'config_sha256', 'sha256', 'seed')
+# With any of these different it is another run; the second of each pair is what to call it in a message.
+_IDENTITY = (('config_sha256', 'config'), ('sha256', 'backbone'), ('seed', 'seed'))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,22 +60,21 @@ def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = F
         cfg = Config.fromfile(path)
         if cfg_options:
             cfg.merge_from_dict(cfg_options)
-    except (SyntaxError, KeyError, TypeError, AssertionError, OSError, IndexError) as error:
-        raise InputError(f'{path} does not parse as a config (with its options): {error}') from error
-    if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
+    except Exception as error:  # A config is a program: it can fail in any way.
         raise InputError(
-            f'{path} is no config of a transfer task (task, dataset, model): take one of configs/det or configs/seg'
-        )
+            f'{path} does not read as a config, with its options: {type(error).__name__}: {error}'
+        ) from error
+    if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
+        raise InputError(f'{path} is no config of a transfer task: take one of configs/det or configs/seg')
     if amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     return cfg
 
 
 def config_sha256(cfg: Config) -> str:
-    """Hash a config's content: independent of file name, formatting, data root, work dir and number of processes."""
-    content = cfg.to_dict()
-    set_data_root(content, 'data')
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    """Hash what :func:`load_config` returns; the file's name and format do not count."""
+    content = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
 
 
 def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
-    """Say what a work dir holds of the run described by ``wanted``: ``'nothing'``, ``'part'`` or ``'all'`` of it.
+    """Say what a work dir holds of the run ``wanted``: ``'nothing'``, ``'part'`` or ``'all'`` of it.
 
     Raises:
         InputError: it holds another run; says what differs.
@@ -109,16 +108,21 @@ def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
                 f'{work_dir / file} does not parse ({error}); delete {work_dir} to run anew'
             ) from error
         different = [
-            f'{key} {found.get(key)} (now {wanted[key]})'
-            for key in _IDENTITY
+            f'{what} was {_short(found, key, what)}, is now {_short(wanted, key, what)}'
+            for key, what in _IDENTITY
             if found.get(key) != wanted[key]
         ]
         if different:
             raise InputError(
-                f'{work_dir} holds another run: {"; ".join(different)}. Choose another --work-dir, or delete that one'
+                f'{work_dir} holds another run: {"; ".join(different)}. '
+                f'Take another --work-dir, or delete {work_dir}'
             )
         return state
     return 'nothing'
+
+
+def _short(run: dict[str, Any], key: str, what: str) -> str:
+    return f'{run.get(what)} ({str(run.get(key))[:8]})' if key != what else str(run.get(key))
 
 
 class _ProvingRunner(Runner):
@@ -164,6 +168,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     """
     mmcv_ops.install()
     cfg = load_config(args.config, args.cfg_options, args.amp)
+    rank = _rank_and_world(args.launcher)[0]
     if args.amp and not torch.cuda.is_available():
         raise InputError('--amp needs a GPU, and PyTorch sees none here; run without --amp')
     backbone = read_backbone(args.backbone)
@@ -172,11 +177,12 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     if state == 'all':
         print(f'{args.work_dir} is finished: nothing to do')
         return json.loads((args.work_dir / 'result.json').read_text())
-    if state == 'part' and not args.resume:
+    # The other ranks may come here after the first has written run.json.
+    if state == 'part' and not args.resume and rank == 0:
         raise InputError(f'{args.work_dir} holds a broken-off run; --resume goes on with it')
     put_into(cfg, backbone)
     _localise(cfg, args)
-    if int(os.environ.get('RANK', 0)) == 0:
+    if rank == 0:
         _write_json(args.work_dir / 'run.json', run)
 
     runner = _ProvingRunner.from_cfg(cfg)
@@ -191,7 +197,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         'checkpoint': f'epoch_{runner.max_epochs}.pth',
         'seconds': hook.seconds,
     }
-    if runner.rank == 0:
+    if rank == 0:
         _write_json(args.work_dir / 'result.json', result)
     return result
 
@@ -199,17 +205,65 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
 def _localise(cfg: Config, args: argparse.Namespace) -> None:
     """Fit a config to this run: data root, work dir, seed, processes, exact metrics."""
     if args.data_root:
+        # Config is not a dict, its content is.
         set_data_root(cfg._cfg_dict, args.data_root)
+    _check_lists(cfg)
     cfg.work_dir = str(args.work_dir)
     cfg.resume = args.resume
     cfg.launcher = args.launcher
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
-    world_size = int(os.environ.get('WORLD_SIZE' if args.launcher != 'slurm' else 'SLURM_NTASKS', 1))
-    split_total_batch(cfg, world_size if args.launcher != 'none' else 1)
+    split_total_batch(cfg, _rank_and_world(args.launcher)[1])
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        _join_cpu_group(cfg)
     from transfer.metrics import use_exact_metrics
 
     cfg.val_evaluator = use_exact_metrics(cfg.val_evaluator)
     cfg.test_evaluator = use_exact_metrics(cfg.test_evaluator)
+
+
+def _rank_and_world(launcher: str) -> tuple[int, int]:
+    names = {'pytorch': ('RANK', 'WORLD_SIZE'), 'slurm': ('SLURM_PROCID', 'SLURM_NTASKS')}.get(launcher)
+    if names is None:
+        return 0, 1
+    if not all(name in os.environ for name in names):
+        raise InputError(f'--launcher {launcher}, but {" and ".join(names)} are not set: start through it')
+    return int(os.environ[names[0]]), int(os.environ[names[1]])
+
+
+def _join_cpu_group(cfg: Config) -> None:
+    """Join a gloo group: mmengine would select a GPU, hand its id to DDP, and SyncBN exists on GPUs only."""
+    torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = {'type': 'MMDistributedDataParallel', 'broadcast_buffers': False}
+
+    def plain_bn(part: Any) -> None:
+        if isinstance(part, dict):
+            if part.get('type') == 'SyncBN':
+                part['type'] = 'BN'
+            part = list(part.values())
+        if isinstance(part, list | tuple):
+            for value in part:
+                plain_bn(value)
+
+    plain_bn(cfg.model)
+
+
+def voc_datasets(cfg: Config) -> list[dict]:
+    """Return the VOC datasets of a config, those to train on first; wrappers are opened."""
+    found, waiting = [], [cfg.train_dataloader.dataset, cfg.val_dataloader.dataset]
+    while waiting:
+        one = waiting.pop(0)
+        inner = [*one.get('datasets', []), *([one.dataset] if 'dataset' in one else [])]
+        waiting = [*inner, *waiting]
+        if not inner:
+            found.append(one)
+    return found
+
+
+def _check_lists(cfg: Config) -> None:
+    for dataset in voc_datasets(cfg):
+        path = Path(dataset.data_root) / dataset.ann_file
+        if not path.is_file():
+            raise InputError(f'no {path}: put the data there, or say with --data-root where "data" is')
 
 
 def _summary(task: str, metrics: dict[str, float], evaluators: list[Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class ExactVOCMetric(VOCMetric):
 
 @METRICS.register_module()
 class ExactIoUMetric(IoUMetric):
-    """``IoUMetric`` that also returns ``mIoU_exact``, a fraction, where the stock ``mIoU`` is a percentage of 2 decimals.
+    """``IoUMetric`` that adds ``mIoU_exact``, a fraction, to the stock ``mIoU``, a percentage of 2 decimals.
 
     ``per_class`` holds the IoU of each class that occurs in prediction or truth (fractions, rank 0).
     """

@@ -1,4 +1,4 @@
-# What detection and segmentation share: hooks, logs, seed. The scope and the visualizer are in {det,seg}_runtime.py.
+# What detection and segmentation share; scope and visualizer are in {det,seg}_runtime.py.
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),

@@ -1,4 +1,5 @@
-# PASCAL VOC2007: 5,011 trainval images to train on, 4,952 test images; short side 600, at most 1000 (Sec. 4.3).
+# PASCAL VOC2007 (Sec. 4.3): 5,011 trainval images to train on, 4,952 test images.
+# Short side 600, long side at most 1000.
 task = 'det'
 dataset = 'voc07'
 dataset_type = 'VOCDataset'
@@ -29,7 +30,7 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='ImageSets/Main/trainval.txt',
         data_prefix=dict(sub_data_root=''),
-        # mmdet's own VOC base also ignores boxes under 32 pixels (bbox_min_size): the paper's lineage does not.
+        # mmdet's own VOC base ignores boxes under 32 pixels (bbox_min_size): the paper's lineage does not.
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
         pipeline=train_pipeline,
     ),
@@ -51,7 +52,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-# The two differ by 2 points and more, so both are logged, each under its name. `mAP` is unrounded, `AP50` is not.
+# The two differ by 2 points and more, so both are logged. `mAP` is unrounded, `AP50` is not.
 val_evaluator = [
     dict(type='VOCMetric', metric='mAP', eval_mode='11points', prefix='11point'),
     dict(type='VOCMetric', metric='mAP', eval_mode='area', prefix='area'),

@@ -1,5 +1,5 @@
-# PASCAL VOC2012 with the augmented masks of reference [17]: 1,464 + 9,118 = 10,582 images to train on, 1,449 to test on
-# (Sec. 4.3). Crops of 513, scales 0.5 to 2.0, mirror.
+# PASCAL VOC2012 with the augmented masks of reference [17] (Sec. 4.3): 1,464 + 9,118 = 10,582 images
+# to train on, 1,449 to test on. Crops of 513, scales 0.5 to 2.0, mirror.
 task = 'seg'
 dataset = 'voc12'
 dataset_type = 'PascalVOCDataset'
@@ -9,7 +9,7 @@ crop_size = (513, 513)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    # The long side of a VOC image is 500: (500, 500) with its ratio kept is the original size, times 0.5 to 2.0.
+    # The long side of a VOC image is 500: (500, 500) with its ratio kept is its size, times 0.5 to 2.0.
     dict(type='RandomResize', scale=(500, 500), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size),
     dict(type='RandomFlip', prob=0.5),

@@ -1,6 +1,6 @@
-# DeepLabv3 (reference [4] of the paper) at output stride 16, BN trained with momentum 0.05 (SyncBN over GPUs), no
-# auxiliary head. The stem is the plain 7x7 one: ResNetV1c's deep stem has no counterpart in the backbone file and would
-# stay random.
+# DeepLabv3 (reference [4] of the paper) at output stride 16. BN is trained with momentum 0.05 (SyncBN over
+# GPUs), there is no auxiliary head. The stem is the plain 7x7 one: ResNetV1c's deep stem has no counterpart
+# in the backbone file and would stay random.
 norm_cfg = dict(type='SyncBN', requires_grad=True, momentum=0.05)
 model = dict(
     type='EncoderDecoder',
@@ -12,7 +12,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=(513, 513),
-        # 513 = 16 * 32 + 1: with align_corners a whole image lies on the feature grid as a training crop does.
+        # 513 = 16 * 32 + 1: with align_corners an image lies on the feature grid as a training crop does.
         test_cfg=dict(size=(513, 513)),
     ),
     backbone=dict(

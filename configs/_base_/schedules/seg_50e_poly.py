@@ -1,4 +1,5 @@
-# Sec. 4.3: 50 epochs, 8 images in total, "poly" 0.9 from 0.007, per iteration, the same for backbone and head.
+# Sec. 4.3: 50 epochs, 8 images in total, "poly" 0.9 from 0.007.
+# Per iteration, one rate for backbone and head.
 total_batch_size = 8
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.007, momentum=0.9, weight_decay=1e-4)
