@@ -1,0 +1,57 @@
+# Detection in the emoji world (scenes of 160x128): the C4 recipe, small enough for two CPU cores.
+_base_ = ['../det/faster-rcnn_r18-c4_8xb2_voc07.py']
+
+epochs, step = 8, 6
+total_batch_size = 8
+lr = 0.02
+warmup_iters = 20
+scale = (160, 160)  # (long, short side): the scenes as they are
+anchors = dict(scales=[2, 3, 5], ratios=[0.5, 1.0, 2.0])  # x stride 16: 32, 48, 80 pixels
+rois_sampled, proposals_train, proposals_test = 32, 200, 50
+# layer4 on the RoIs is most of the work: 4x4 pooled (2x2 after its stride) costs a quarter of 7x7 (4x4).
+roi_pooled, roi_feat_size = 4, 2
+
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=16),
+    rpn_head=dict(feat_channels=128, anchor_generator=anchors),
+    roi_head=dict(
+        bbox_roi_extractor=dict(roi_layer=dict(output_size=roi_pooled)),
+        bbox_head=dict(roi_feat_size=roi_feat_size),
+    ),
+    train_cfg=dict(
+        rpn=dict(allowed_border=-1, sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=500, max_per_img=proposals_train),
+        rcnn=dict(sampler=dict(num=rois_sampled)),
+    ),
+    test_cfg=dict(
+        rpn=dict(nms_pre=300, max_per_img=proposals_test), rcnn=dict(score_thr=0.02, max_per_img=30)
+    ),
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+train_dataloader = dict(
+    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline)
+)
+val_dataloader = dict(
+    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline)
+)
+test_dataloader = val_dataloader
+
+optim_wrapper = dict(optimizer=dict(lr=lr))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=epochs, milestones=[step], gamma=0.1),
+]
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+default_hooks = dict(logger=dict(interval=5))

@@ -1,0 +1,5 @@
+_base_ = ['./deeplabv3_r50-d16-syncbn_8xb1_voc12aug.py']
+
+model = dict(
+    backbone=dict(depth=101, init_cfg=dict(checkpoint='torchvision://resnet101')),
+)

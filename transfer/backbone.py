@@ -1,0 +1,122 @@
+"""Put a backbone file into a detector or segmentor, and prove that it arrived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sd_pretrain.cli import InputError
+from transfer.architecture import detect_arch
+from transfer.checkpoint_io import check_hashed_name, is_published, load_checkpoint, sha256_of
+
+# Where a backbone lives in a model: the backbone itself, and layer4 on the RoIs of a C4 detector.
+PLACES = ('backbone', 'roi_head.shared_head')
+RANDOM = 'none'
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone file: where it is, the sha256 of its bytes, its architecture and its tensors.
+
+    The random initialisation is one too: path and sha256 ``'none'``, no architecture, no tensors.
+    """
+
+    path: str
+    sha256: str
+    arch: str | None
+    tensors: dict[str, Tensor]
+
+
+def read_backbone(path: str | Path) -> Backbone:
+    """Read a backbone file: one of ``transfer.convert``, or other tensors under torchvision's key names.
+
+    ``'none'`` stands for the random initialisation.
+
+    Raises:
+        InputError: there is no such file, or it is not a file of tensors with a backbone in it.
+    """
+    if str(path) == RANDOM:
+        return Backbone(RANDOM, RANDOM, None, {})
+    path = Path(path)
+    content = load_checkpoint(path)
+    sha256 = sha256_of(path)
+    if is_published(content.get('meta')):
+        check_hashed_name(path, sha256)
+    tensors = content.get('state_dict', content)
+    if not isinstance(tensors, dict) or 'conv1.weight' not in tensors:
+        raise InputError(
+            f'{path} holds no backbone under torchvision key names (no conv1.weight): '
+            'convert it with tools/convert_checkpoint.py --to mmdet'
+        )
+    return Backbone(str(path.resolve()), sha256, detect_arch(tensors, str(path)), tensors)
+
+
+def config_arch(cfg: Any) -> str:
+    """Return the architecture of a det or seg config, such as ``'resnet152'``."""
+    return f'resnet{cfg.model.backbone.depth}'
+
+
+def put_into(cfg: Any, backbone: Backbone) -> None:
+    """Make a config (changed in place) initialise every place of a backbone from the file, or at random.
+
+    Raises:
+        InputError: the file is of another architecture than the config's model.
+    """
+    if backbone.arch not in (None, config_arch(cfg)):
+        raise InputError(
+            f'{backbone.path} is a {backbone.arch}, {Path(cfg.filename).name} is for a {config_arch(cfg)}: '
+            'take the config of that depth'
+        )
+    init = None if backbone.path == RANDOM else {'type': 'Pretrained', 'checkpoint': backbone.path}
+    for place in PLACES:
+        part = cfg.model
+        for name in place.split('.'):
+            part = part.get(name) if part is not None else None
+        if part is not None:
+            part.init_cfg = init
+
+
+def prove_loaded(model: nn.Module, tensors: dict[str, Tensor]) -> int:
+    """Compare every tensor in the backbone places of a model with the file's.
+
+    Args:
+        model: an initialised detector or segmentor.
+        tensors: the backbone file's tensors.
+
+    Returns:
+        The number of tensors that are equal, which is all there are.
+
+    Raises:
+        RuntimeError: tensors of the model are not in the file or differ from it; carries their names.
+    """
+    equal, missing, different = 0, [], []
+    for place in PLACES:
+        try:
+            part = model.get_submodule(place)
+        except AttributeError:
+            continue
+        for name, value in part.state_dict().items():
+            wanted = tensors.get(name)
+            if wanted is None:
+                # Files of early torchvision have no batch counters, and nothing reads them at momentum 0.1.
+                if not name.endswith('num_batches_tracked'):
+                    missing.append(f'{place}.{name}')
+            elif wanted.shape == value.shape and torch.equal(wanted.to(value), value):
+                equal += 1
+            else:
+                different.append(f'{place}.{name}')
+    if missing or different or not equal:
+        raise RuntimeError(
+            'the backbone file did not arrive in the model: '
+            f'{equal} tensors equal, {len(missing)} not in the file {_some(missing)}, '
+            f'{len(different)} different {_some(different)}'
+        )
+    return equal
+
+
+def _some(names: list[str]) -> str:
+    return f'({", ".join(names[:5])}{", ..." if len(names) > 5 else ""})' if names else ''
