@@ -1,4 +1,4 @@
-"""Is the VOC data there, whole and fit to be trained on? Asked before the first GPU hour, not by a crash after it."""
+"""Is the VOC data there, whole, and fit to be trained on? Asked before the first GPU hour is spent."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ FULL_VOC07 = {'trainval': 5011, 'test': 4952}
 FULL_VOC12 = {'train': 1464, 'aug': 9118, 'val': 1449}
 GET_VOC07 = (
     'get VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar from the PASCAL VOC2007 page '
-    '(host.robots.ox.ac.uk/pascal/VOC/voc2007) and unpack both into the folder above VOCdevkit'
+    '(host.robots.ox.ac.uk/pascal/VOC/voc2007) and unpack both into the data root'
 )
 GET_VOC12 = (
-    'get VOCtrainval_11-May-2012.tar from the PASCAL VOC2012 page (host.robots.ox.ac.uk/pascal/VOC/voc2012) and '
-    'unpack it into the folder above VOCdevkit'
+    'get VOCtrainval_11-May-2012.tar from the PASCAL VOC2012 page (host.robots.ox.ac.uk/pascal/VOC/voc2012) '
+    'and unpack it into the data root'
 )
 GET_AUG = (
-    'get the SBD masks (benchmark.tgz of "Semantic Contours from Inverse Detectors", Berkeley) and convert them with '
-    "mmseg's tools/dataset_converters/voc_aug.py, which writes SegmentationClassAug and ImageSets/Segmentation/aug.txt"
+    'get the SBD masks (benchmark.tgz of "Semantic Contours from Inverse Detectors", Berkeley) and convert them '
+    "with mmseg's tools/dataset_converters/voc_aug.py, which writes SegmentationClassAug and aug.txt"
 )
 # Where the masks of each list are.
 MASK_FOLDERS = {'aug': 'SegmentationClassAug'}
@@ -179,8 +179,8 @@ def _read_lists(
         shared = [name for name in unique if name in owner]
         if shared:
             found.problems.append(
-                f'{path} shares {len(shared)} images with {owner[shared[0]]}.txt ({", ".join(shared[:3])}); training '
-                'and test images must differ, remove them from one of the two'
+                f'{path} shares {len(shared)} images with {owner[shared[0]]}.txt ({", ".join(shared[:3])}); '
+                'the lists must not overlap, remove them from one of the two'
             )
         owner.update(dict.fromkeys(unique, one))
         if by_list is not None:
@@ -199,7 +199,7 @@ def _count_problems(
 
 
 def _missing_files(root: Path, folder: str, suffix: str, names: Iterable[str], where: str) -> list[str]:
-    """One problem for all files that the lists name and ``folder`` lacks; one listing instead of a stat a file."""
+    """One problem for all files that ``folder`` lacks; one listing of it instead of a look at each file."""
     directory = root / folder
     if not directory.is_dir():
         return []
@@ -240,8 +240,8 @@ def _annotation_problems(root: Path, name: str) -> list[str]:
         return problems
     if annotation.size is not None and annotation.size != size:
         problems.append(
-            f'{path} says {_by(annotation.size)} pixels and its image has {_by(size)}; they do not belong together, '
-            'unpack both again'
+            f'{path} says {_by(annotation.size)} pixels and its image has {_by(size)}; '
+            'they do not belong together, unpack both again'
         )
     for index, box in enumerate(annotation.boxes, 1):
         if box.name not in CLASSES:
@@ -252,8 +252,8 @@ def _annotation_problems(root: Path, name: str) -> list[str]:
         if not (0 <= box.xmin <= box.xmax <= size[0] and 0 <= box.ymin <= box.ymax <= size[1]):
             edges = ', '.join(f'{edge:g}' for edge in (box.xmin, box.ymin, box.xmax, box.ymax))
             problems.append(
-                f'{path}: box {index} ({edges}: xmin, ymin, xmax, ymax) does not fit its image of {_by(size)} pixels; '
-                'correct it'
+                f'{path}: box {index} ({edges}: xmin, ymin, xmax, ymax) does not fit its image of '
+                f'{_by(size)} pixels; correct it'
             )
     return problems
 
@@ -272,9 +272,7 @@ def _mask_problems(root: Path, folder: str, name: str) -> list[str]:
         kind = 'is empty' if path.stat().st_size == 0 else 'is not a readable image'
         return [*problems, f'{path} {kind}; unpack it again from its archive']
     if not isinstance(size, str) and mask_size != size:
-        problems.append(
-            f'{path} has {_by(mask_size)} pixels and its image {_by(size)}; they do not belong together'
-        )
+        problems.append(f'{path} has {_by(mask_size)} pixels and its image {_by(size)}; unpack both again')
     if mode not in ('P', 'L'):
         problems.append(
             f'{path} is of mode {mode} where one class index a pixel (palette or grey PNG) is expected; '
@@ -285,7 +283,7 @@ def _mask_problems(root: Path, folder: str, name: str) -> list[str]:
     if odd:
         some = ', '.join(map(str, odd[:5])) + (', ...' if len(odd) > 5 else '')
         problems.append(
-            f'{path} holds the values {some}, and only 0 to {len(CLASSES)} and {BORDER} are classes of VOC'
+            f'{path} holds the values {some}, and only 0 to {len(CLASSES)} and {BORDER} stand for classes; remap them'
         )
     return problems
 

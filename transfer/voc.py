@@ -40,7 +40,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Annotation:
-    """The parts of an annotation file that training reads; ``size`` is ``(width, height)``, if it is given."""
+    """What training reads of an annotation file; ``size`` is ``(width, height)``, if it is given."""
 
     size: tuple[int, int] | None
     boxes: tuple[Box, ...]
