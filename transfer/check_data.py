@@ -25,8 +25,8 @@ GET_VOC12 = (
     'and unpack it into the data root'
 )
 GET_AUG = (
-    'get the SBD masks (benchmark.tgz of "Semantic Contours from Inverse Detectors", Berkeley) and convert them '
-    "with mmseg's tools/dataset_converters/voc_aug.py, which writes SegmentationClassAug and aug.txt"
+    'get the SBD masks (benchmark.tgz of "Semantic Contours from Inverse Detectors", Berkeley) and convert '
+    "them with mmseg's tools/dataset_converters/voc_aug.py, which writes SegmentationClassAug and aug.txt"
 )
 # Where the masks of each list are.
 MASK_FOLDERS = {'aug': 'SegmentationClassAug'}
@@ -283,7 +283,7 @@ def _mask_problems(root: Path, folder: str, name: str) -> list[str]:
     if odd:
         some = ', '.join(map(str, odd[:5])) + (', ...' if len(odd) > 5 else '')
         problems.append(
-            f'{path} holds the values {some}, and only 0 to {len(CLASSES)} and {BORDER} stand for classes; remap them'
+            f'{path} holds the values {some}; only 0 to {len(CLASSES)} and {BORDER} mean something; remap them'
         )
     return problems
 
