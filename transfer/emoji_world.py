@@ -68,7 +68,7 @@ CLASSES = tuple(VOC_SPRITES)
 class WorldSize:
     """How many images the world has, and how large they are in pixels."""
 
-    pretrain_train: int = 60  # images a class
+    pretrain_train: int = 30  # images a class
     pretrain_val: int = 10
     pretrain_px: int = 72
     det_trainval: int = 400
@@ -156,15 +156,12 @@ def scene(seed: Iterable[int], size: tuple[int, int]) -> tuple[Image.Image, list
         code = VOC_SPRITES[name][int(rng.integers(len(VOC_SPRITES[name])))]
         sprite = _drawn_sprite(rng, code, min(size) * int(rng.integers(30, 66)) // 100)
         left, top = (
-            int(rng.integers(0, max(1, frame - edge + 1)))
-            for frame, edge in zip(size, sprite.size, strict=True)
+            int(rng.integers(0, max(1, frame - edge + 1))) for frame, edge in zip(size, sprite.size, strict=True)
         )
         alpha = Image.new('L', size)
         alpha.paste(sprite.getchannel('A'), (left, top))
         visible = [ImageChops.subtract(earlier.alpha, alpha) for earlier in objects]
-        if any(
-            _area(now) < 0.75 * _area(before.alpha) for now, before in zip(visible, objects, strict=True)
-        ):
+        if any(_area(now) < 0.75 * _area(before.alpha) for now, before in zip(visible, objects, strict=True)):
             continue
         objects = [_Object(o.name, o.box, v) for o, v in zip(objects, visible, strict=True)]
         box = tuple(map(int, alpha.point(_OPAQUE).getbbox()))
@@ -199,9 +196,7 @@ def mask_of(objects: list[_Object], size: tuple[int, int]) -> Image.Image:
     for one in objects:
         solid = one.alpha.point(_OPAQUE)
         mask.paste(CLASSES.index(one.name) + 1, mask=solid)
-        border = ImageChops.difference(
-            solid.filter(ImageFilter.MaxFilter(3)), solid.filter(ImageFilter.MinFilter(3))
-        )
+        border = ImageChops.difference(solid.filter(ImageFilter.MaxFilter(3)), solid.filter(ImageFilter.MinFilter(3)))
         mask.paste(BORDER, mask=border)
     palette = Image.frombytes('P', size, mask.tobytes())
     palette.putpalette(voc_palette())

@@ -139,9 +139,7 @@ def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
                 for one in list(running):
                     code = one.poll()
                     if code is None:
-                        bars.update(
-                            ids[one.job.name], completed=one.progress.fraction, description=str(one.progress)
-                        )
+                        bars.update(ids[one.job.name], completed=one.progress.fraction, description=str(one.progress))
                         continue
                     running.remove(one)
                     _raise_for(code, one)
@@ -166,6 +164,4 @@ def _raise_for(code: int, one: _Running) -> None:
         said = [line for line in lines if line.startswith('error: ')]
         if said:
             raise InputError(f'{one.job.name}: {said[-1].removeprefix("error: ")}')
-    raise RuntimeError(
-        f'{one.job.name} ended with exit code {code}; the end of {one.job.log}:\n' + '\n'.join(lines)
-    )
+    raise RuntimeError(f'{one.job.name} ended with exit code {code}; the end of {one.job.log}:\n' + '\n'.join(lines))

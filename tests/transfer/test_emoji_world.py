@@ -1,0 +1,103 @@
+"""The emoji world: the same bytes everywhere, the official layouts, boxes and masks that fit the images."""
+
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+from sd_pretrain.cli import InputError
+from transfer.emoji_world import (
+    CLASSES,
+    PRETRAIN_SPRITES,
+    WorldSize,
+    digest,
+    ensure,
+    mask_of,
+    scene,
+    voc_palette,
+)
+
+TINY = WorldSize(pretrain_train=2, pretrain_val=1, det_trainval=6, det_test=3, seg_train=3, seg_aug=4, seg_val=2)
+TINY_DIGEST = '6b7d151a5e71156e50ed1f92200c861a6e99328ee88a034b02a8d9179e159a84'
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp('world') / 'demo'
+    assert ensure(root, seed=0, size=TINY)
+    return root
+
+
+def names(path):
+    return path.read_text().split()
+
+
+def test_the_bytes_are_those_of_every_machine_with_the_pins(world):
+    if PIL.__version__ != '13.0.0':
+        pytest.skip(f'the digest holds for the pinned Pillow 13.0.0, here is {PIL.__version__}')
+    assert digest(world) == TINY_DIGEST
+
+
+def test_a_second_call_leaves_the_world_as_it_is_and_another_seed_is_refused(world):
+    assert not ensure(world, seed=0, size=TINY)
+    with pytest.raises(InputError, match='is not the demo world asked for'):
+        ensure(world, seed=1, size=TINY)
+
+
+def test_a_folder_of_something_else_is_refused_and_kept(tmp_path):
+    (tmp_path / 'mine.txt').write_text('precious')
+    with pytest.raises(InputError, match='delete the folder or name another'):
+        ensure(tmp_path, size=TINY)
+    assert (tmp_path / 'mine.txt').read_text() == 'precious'
+
+
+def test_pretraining_folders_hold_a_hundred_classes(world):
+    for split, count in (('train', 2), ('val', 1)):
+        folders = sorted((world / 'ILSVRC2012' / split).iterdir())
+        assert len(folders) == len(PRETRAIN_SPRITES) == 100
+        assert all(len(list(folder.glob('*.jpg'))) == count for folder in folders)
+
+
+def test_voc07_boxes_lie_inside_their_images(world):
+    root = world / 'VOCdevkit' / 'VOC2007'
+    lists = {name: names(root / 'ImageSets' / 'Main' / f'{name}.txt') for name in ('trainval', 'test')}
+    assert (len(lists['trainval']), len(lists['test'])) == (6, 3)
+    for name in lists['trainval'] + lists['test']:
+        width, height = Image.open(root / 'JPEGImages' / f'{name}.jpg').size
+        objects = ElementTree.parse(root / 'Annotations' / f'{name}.xml').findall('object')
+        assert objects
+        for one in objects:
+            assert one.findtext('name') in CLASSES
+            left, top, right, bottom = (int(one.findtext(f'bndbox/{k}')) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
+            assert 1 <= left < right <= width and 1 <= top < bottom <= height
+
+
+def test_voc12_masks_have_their_images_size_and_known_values(world):
+    root = world / 'VOCdevkit' / 'VOC2012'
+    sets = root / 'ImageSets' / 'Segmentation'
+    for split, folder in (('train', 'SegmentationClass'), ('aug', 'SegmentationClassAug')):
+        for name in names(sets / f'{split}.txt'):
+            mask = Image.open(root / folder / f'{name}.png')
+            assert mask.size == Image.open(root / 'JPEGImages' / f'{name}.jpg').size
+            assert set(np.unique(mask)) <= {*range(21), 255} and len(np.unique(mask)) > 2
+    assert not set(names(sets / 'aug.txt')) & set(names(sets / 'train.txt') + names(sets / 'val.txt'))
+
+
+def test_mask_and_boxes_of_a_scene_agree():
+    size = (160, 128)
+    for index in range(20):
+        _, objects = scene((0, 9, index), size)
+        mask = np.asarray(mask_of(objects, size))
+        for one in objects:
+            rows, columns = np.nonzero(mask == CLASSES.index(one.name) + 1)
+            boxes = [o.box for o in objects if o.name == one.name]
+            assert columns.min() >= min(b[0] for b in boxes) and columns.max() < max(b[2] for b in boxes)
+            assert rows.min() >= min(b[1] for b in boxes) and rows.max() < max(b[3] for b in boxes)
+
+
+def test_the_palette_is_vocs():
+    colours = np.reshape(voc_palette(), (256, 3)).tolist()
+    assert colours[:4] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert colours[20] == [0, 64, 128] and colours[255] == [224, 224, 192]
