@@ -42,7 +42,9 @@ def rotate(images: Tensor, degrees: float, generator: torch.Generator | None = N
         generator: source of the random angles, on the images' device.
     """
     n, _, height, width = images.shape
-    angle = torch.empty(n, device=images.device).uniform_(-degrees, degrees, generator=generator) * (math.pi / 180)
+    angle = torch.empty(n, device=images.device).uniform_(-degrees, degrees, generator=generator) * (
+        math.pi / 180
+    )
     sin, cos, zero = angle.sin(), angle.cos(), torch.zeros_like(angle)
     ratio = height / width
     theta = torch.stack([cos, -sin * ratio, zero, sin / ratio, cos, zero], 1).view(n, 2, 3)

@@ -30,7 +30,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f'cannot read checkpoint {path}: it is damaged or holds more than tensors ({reason}); use another one'
+            f'cannot read checkpoint {path}: it is damaged or holds more than tensors ({reason}); '
+            'use another one'
         ) from None
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise InputError(f"{path} is no checkpoint of this project: it has no 'state_dict'")

@@ -105,7 +105,9 @@ class TimmClassifier(BaseModel):
         super().__init__(data_preprocessor=data_preprocessor)
         if not timm.is_model(network):
             close = ', '.join(difflib.get_close_matches(network, timm.list_models(), n=3)) or 'none is close'
-            raise InputError(f"timm has no network '{network}' (model.network in the config); close names: {close}")
+            raise InputError(
+                f"timm has no network '{network}' (model.network in the config); close names: {close}"
+            )
         self.arch = network
         self.network = timm.create_model(network, num_classes=num_classes, **(network_args or {}))
         if channels_last:

@@ -49,9 +49,13 @@ def scan_split(root: str | Path, split: str) -> tuple[list[str], np.ndarray, np.
     names: list[bytes] = []
     counts: list[int] = []
     for name in classes:
-        found = sorted(entry.name for entry in os.scandir(folder / name) if entry.name.lower().endswith(EXTENSIONS))
+        found = sorted(
+            entry.name for entry in os.scandir(folder / name) if entry.name.lower().endswith(EXTENSIONS)
+        )
         if not found:
-            raise InputError(f'class folder {folder / name} has no images ({", ".join(EXTENSIONS)}); fill or remove it')
+            raise InputError(
+                f'class folder {folder / name} has no images ({", ".join(EXTENSIONS)}); fill or remove it'
+            )
         names += [os.fsencode(f'{name}/{file}') for file in found]
         counts.append(len(found))
     # Arrays instead of lists: worker processes share them without copying pages as reference counts change.
@@ -86,7 +90,11 @@ def check_imagenet(root: str | Path, full_size: bool = False) -> dict[str, int]:
             )
     counts = {'classes': len(train_classes), 'train': len(train), 'val': len(val)}
     if full_size and counts != FULL_SIZE:
-        wrong = [f'{key}: {counts[key]:,} of {FULL_SIZE[key]:,}' for key in FULL_SIZE if counts[key] != FULL_SIZE[key]]
+        wrong = [
+            f'{key}: {counts[key]:,} of {FULL_SIZE[key]:,}'
+            for key in FULL_SIZE
+            if counts[key] != FULL_SIZE[key]
+        ]
         raise InputError(f'{root} is not the full ILSVRC2012 ({"; ".join(wrong)}); {WHERE_TO_GET}')
     return counts
 

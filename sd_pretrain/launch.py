@@ -79,6 +79,8 @@ def init_distributed(launcher: str, cfg: Config) -> None:
         os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]
     os.environ.setdefault('MASTER_PORT', '29500')
     torch.distributed.init_process_group('gloo')
-    wrapper = dict(cfg.get('model_wrapper_cfg') or {'type': 'MMDistributedDataParallel', 'broadcast_buffers': False})
+    wrapper = dict(
+        cfg.get('model_wrapper_cfg') or {'type': 'MMDistributedDataParallel', 'broadcast_buffers': False}
+    )
     wrapper['device_ids'] = None
     cfg.model_wrapper_cfg = wrapper

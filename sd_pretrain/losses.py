@@ -55,7 +55,8 @@ def sd_loss(
         raise ValueError(f'temperature must be positive, found {temperature}')
     if teacher_logits.shape != student_logits.shape:
         raise ValueError(
-            f'teacher_logits {tuple(teacher_logits.shape)} do not fit student_logits {tuple(student_logits.shape)}'
+            f'teacher_logits {tuple(teacher_logits.shape)} do not fit '
+            f'student_logits {tuple(student_logits.shape)}'
         )
     if lambda_s is None:
         lambda_s = 1 + 1 / temperature

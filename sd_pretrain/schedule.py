@@ -87,7 +87,9 @@ def check_scheduler(schedulers: object, ends: Sequence[int], lr: float | None = 
     found = [type(scheduler).__name__ for scheduler in schedulers]
     if found != ['CosineRestartLR'] or schedulers[0].by_epoch or schedulers[0].begin:
         by_epoch = ' (by epoch)' if any(scheduler.by_epoch for scheduler in schedulers) else ''
-        raise InputError(f'the mini-generations need the learning rate of Eqn 5, found {found}{by_epoch}; {what}')
+        raise InputError(
+            f'the mini-generations need the learning rate of Eqn 5, found {found}{by_epoch}; {what}'
+        )
     periods_end = list(schedulers[0].cumulative_periods)
     if periods_end != list(ends):
         raise InputError(

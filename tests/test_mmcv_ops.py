@@ -13,7 +13,9 @@ from transfer import mmcv_ops
 mmcv_ops.install()
 from mmcv import ops  # noqa: E402
 
-CUDA = pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here'))
+CUDA = pytest.param(
+    'cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here')
+)
 DEVICES = ['cpu', CUDA]
 stand_in = pytest.mark.skipif(mmcv_ops.provider() == 'compiled', reason='a compiled mmcv is in use')
 
@@ -205,7 +207,9 @@ def focal_loss_by_formula(logits, target, gamma, alpha, weight=None):
     return loss
 
 
-@pytest.mark.parametrize('device', [pytest.param('cpu', marks=stand_in), CUDA])  # mmcv compiles it for CUDA only
+@pytest.mark.parametrize(
+    'device', [pytest.param('cpu', marks=stand_in), CUDA]
+)  # mmcv compiles it for CUDA only
 @pytest.mark.parametrize('weighted', [False, True])
 def test_focal_loss_and_its_gradient_equal_the_formula(device, weighted):
     generator = torch.Generator().manual_seed(5)
@@ -234,7 +238,9 @@ def test_focal_loss_passes_gradcheck(device, reduction):
     logits = torch.randn(4, 3, dtype=torch.float64, device=device, requires_grad=True)
     target = torch.tensor([0, 3, 2, 1], device=device)
     weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, device=device)
-    assert torch.autograd.gradcheck(lambda x: ops.sigmoid_focal_loss(x, target, 1.5, 0.3, weight, reduction), logits)
+    assert torch.autograd.gradcheck(
+        lambda x: ops.sigmoid_focal_loss(x, target, 1.5, 0.3, weight, reduction), logits
+    )
 
 
 @stand_in

@@ -14,7 +14,9 @@ sys.path.append(str(ROOT / 'tools'))
 import doctor  # noqa: E402
 import pins  # noqa: E402
 
-WANTED = [Requirement(line) for line in ('torch>=2.6', 'torchvision>=0.21', 'onedl-mmcv>=2.3.4,<2.4', 'numpy<3')]
+WANTED = [
+    Requirement(line) for line in ('torch>=2.6', 'torchvision>=0.21', 'onedl-mmcv>=2.3.4,<2.4', 'numpy<3')
+]
 PINNED = [
     Requirement(line)
     for line in ('torch==2.11.0', 'torchvision==0.26.0', 'onedl-mmcv==2.3.6', 'numpy==2.2.6', 'click==8.5.1')

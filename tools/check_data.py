@@ -29,7 +29,9 @@ CHECKS: dict[str, tuple[str, Callable[[Path, bool], Findings]]] = {
 def main(argv: list[str] | None = None) -> int:
     """Print one line for each data set, and what is wrong; returns 2 if anything is."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('datasets', nargs='*', metavar='DATASET', help=f'of {", ".join(CHECKS)}; default: all')
+    parser.add_argument(
+        'datasets', nargs='*', metavar='DATASET', help=f'of {", ".join(CHECKS)}; default: all'
+    )
     parser.add_argument('--data-root', type=Path, default=Path('data'), help='default: data')
     parser.add_argument('--full-size', action='store_true', help='require the complete official sets')
     args = parser.parse_args(argv)
@@ -47,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f'    - {problem}')
         wrong += bool(found.problems)
     if wrong:
-        raise InputError(f'{wrong} of {len(args.datasets or CHECKS)} data sets cannot be used as they are (see above)')
+        raise InputError(
+            f'{wrong} of {len(args.datasets or CHECKS)} data sets cannot be used as they are (see above)'
+        )
     return 0
 
 

@@ -12,7 +12,9 @@ from transfer.convert import TARGETS, convert
 
 def main() -> None:
     """Parse, convert, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         'src',
         help='checkpoint of ours, torchvision, timm or mmpretrain (.pth, .pt, .safetensors); '
@@ -23,7 +25,9 @@ def main() -> None:
         help='folder (existing, or ending in /), or file name; the hash of the content is added to it',
     )
     parser.add_argument('--to', required=True, choices=TARGETS)
-    parser.add_argument('--expect-arch', metavar='ARCH', help='refuse another architecture than this, e.g. resnet152')
+    parser.add_argument(
+        '--expect-arch', metavar='ARCH', help='refuse another architecture than this, e.g. resnet152'
+    )
     parser.add_argument('--key', help='entry of the checkpoint to take, e.g. state_dict_ema')
     parser.add_argument(
         '--verify',

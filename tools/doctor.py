@@ -63,7 +63,9 @@ def check_packages(version_of: pins.Installed = pins.installed) -> list[Finding]
             others += 1
     findings.append(Finding('OK', 'other packages', f'{others} as required'))
     for theirs in pins.conflicts(version_of):
-        advice = 'shares its folder with the onedl package; use another environment, or uninstall both and set up'
+        advice = (
+            'shares its folder with the onedl package; use another environment, or uninstall both and set up'
+        )
         findings.append(Finding('FAIL', theirs.split()[0], theirs.split()[1], advice))
     return findings
 
@@ -107,9 +109,13 @@ def check_ops() -> Finding:
     boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 5]])
     kept = ops.nms(boxes, torch.tensor([0.5, 0.9]), 0.5)[1].tolist()
     if kept != [1]:
-        return Finding('FAIL', 'mmcv ops', provider, f'nms keeps {kept} instead of [1]; reinstall mmcv: {SETUP}')
+        return Finding(
+            'FAIL', 'mmcv ops', provider, f'nms keeps {kept} instead of [1]; reinstall mmcv: {SETUP}'
+        )
     if broken:
-        return Finding('note', 'mmcv ops', provider, f'{broken[0]}; build mmcv again for this torch to use it')
+        return Finding(
+            'note', 'mmcv ops', provider, f'{broken[0]}; build mmcv again for this torch to use it'
+        )
     return Finding('OK', 'mmcv ops', provider)
 
 

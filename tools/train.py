@@ -39,7 +39,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--check', action='store_true', help='check config, data and GPUs, and stop')
     parser.add_argument('--gpus', type=int, help='with --check: GPUs (or CPU processes) on this machine')
-    parser.add_argument('--processes', type=int, help='with --check: processes on all machines (default: --gpus)')
+    parser.add_argument(
+        '--processes', type=int, help='with --check: processes on all machines (default: --gpus)'
+    )
     return parser.parse_args()
 
 

@@ -57,7 +57,9 @@ def read_weights(checkpoint: Mapping[str, Any], where: str, key: str | None = No
     ignored = [name for name in tensors if not name.startswith(prefix)]
     if prefix.endswith('backbone.'):
         head = prefix.removesuffix('backbone.') + 'head.fc.'
-        ours.update({f'fc.{name.removeprefix(head)}': tensors[name] for name in ignored if name.startswith(head)})
+        ours.update(
+            {f'fc.{name.removeprefix(head)}': tensors[name] for name in ignored if name.startswith(head)}
+        )
         ignored = [name for name in ignored if not name.startswith(head)]
     return Weights(ours, prefix, ignored)
 
@@ -90,7 +92,9 @@ def _select(checkpoint: Mapping[str, Any], where: str, key: str | None) -> dict[
     keys = [key] if key else [name for name in _CONTAINERS if isinstance(checkpoint.get(name), Mapping)]
     if keys:
         inner = checkpoint[keys[0]]
-    tensors = {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {
+        name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise InputError(f'{where} has no weights in it; its entries are {_some(list(checkpoint))}')
     return tensors
@@ -107,7 +111,9 @@ def _prefix(tensors: Mapping[str, Tensor], where: str) -> str:
             f'{where}: cannot tell which network to take: ResNets under the prefixes {_some(prefixes)}; '
             'save the state_dict of the one you want'
         )
-    raise InputError(f'{where} holds no ResNet ({_ANCHOR} is missing); its first tensors are {_some(list(tensors))}')
+    raise InputError(
+        f'{where} holds no ResNet ({_ANCHOR} is missing); its first tensors are {_some(list(tensors))}'
+    )
 
 
 def _oddity(tensors: Mapping[str, Tensor]) -> str | None:

@@ -98,7 +98,9 @@ def check_voc12(
     return inspect_voc12(root, full_size, lists).raise_if_any()
 
 
-def inspect_voc07(root: str | Path, full_size: bool = False, lists: Sequence[str] = ('trainval', 'test')) -> Findings:
+def inspect_voc07(
+    root: str | Path, full_size: bool = False, lists: Sequence[str] = ('trainval', 'test')
+) -> Findings:
     """Like :func:`check_voc07`, but return all findings instead of raising."""
     root = Path(root)
     folders = ('JPEGImages', 'Annotations', 'ImageSets/Main')
@@ -171,7 +173,9 @@ def _read_lists(
             found.problems.append(f'{path} is empty where one image name a line is expected; {where(one)}')
         unique = dict.fromkeys(names)
         if len(unique) < len(names):
-            found.problems.append(f'{path} names {len(names) - len(unique)} images more than once; remove the copies')
+            found.problems.append(
+                f'{path} names {len(names) - len(unique)} images more than once; remove the copies'
+            )
         shared = [name for name in unique if name in owner]
         if shared:
             found.problems.append(
@@ -184,7 +188,9 @@ def _read_lists(
     return found, list(owner)
 
 
-def _count_problems(root: Path, counts: dict[str, int], full: dict[str, int], where: Callable[[str], str]) -> list[str]:
+def _count_problems(
+    root: Path, counts: dict[str, int], full: dict[str, int], where: Callable[[str], str]
+) -> list[str]:
     return [
         f'{root}: {one}.txt names {counts[one]:,} images where the full set has {full[one]:,}; {where(one)}'
         for one in full

@@ -117,7 +117,9 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise InputError(f'{path} is truncated or damaged (safetensors: {error}): copy or download it again') from None
+        raise InputError(
+            f'{path} is truncated or damaged (safetensors: {error}): copy or download it again'
+        ) from None
 
 
 def _pickle_in_zip(path: Path) -> bytes:
@@ -133,7 +135,9 @@ def _pickle_in_zip(path: Path) -> bytes:
             return archive.read(pickles[0])
     except zipfile.BadZipFile:
         size = path.stat().st_size
-        raise InputError(f'{path} is truncated or damaged ({size:,} bytes): copy or download it again') from None
+        raise InputError(
+            f'{path} is truncated or damaged ({size:,} bytes): copy or download it again'
+        ) from None
 
 
 def _load_torch(path: Path, pickled: bytes | None, mmap: bool) -> dict[str, Any]:
@@ -155,7 +159,9 @@ def _load_torch(path: Path, pickled: bytes | None, mmap: bool) -> dict[str, Any]
                 f'{path} has the tar format of PyTorch before 0.2, which cannot be loaded safely: '
                 'load it where you trust it and save its state_dict again'
             ) from None
-        raise InputError(f'{path} is truncated, damaged or not a checkpoint: copy or download it again') from None
+        raise InputError(
+            f'{path} is truncated, damaged or not a checkpoint: copy or download it again'
+        ) from None
     if not isinstance(loaded, dict):
         raise InputError(f'{path} holds a {type(loaded).__name__}, not a state_dict or a dict with one in it')
     return loaded
@@ -177,7 +183,9 @@ def _refused_names(message: str, pickled: bytes) -> list[str]:
                 strings.append(argument)
     except Exception:  # a truncated stream: what was read so far is judged
         pass
-    return [name for name in dict.fromkeys(names) if name not in _HARMLESS and not _TENSOR_NAMES.fullmatch(name)]
+    return [
+        name for name in dict.fromkeys(names) if name not in _HARMLESS and not _TENSOR_NAMES.fullmatch(name)
+    ]
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -203,10 +211,14 @@ def check_hashed_name(path: Path, sha256: str) -> None:
     """Refuse a published file whose content no longer is what its name says."""
     named = HASHED_NAME.search(path.name)
     if named and not sha256.startswith(named[1]):
-        raise InputError(f'{path} was altered or is incomplete: its content hash is {sha256[:8]}, not {named[1]}')
+        raise InputError(
+            f'{path} was altered or is incomplete: its content hash is {sha256[:8]}, not {named[1]}'
+        )
 
 
-def stage(meta: dict[str, Any], state_dict: dict[str, Tensor], dst: str | Path, stem: str) -> tuple[Path, Path, str]:
+def stage(
+    meta: dict[str, Any], state_dict: dict[str, Tensor], dst: str | Path, stem: str
+) -> tuple[Path, Path, str]:
     """Write a published file under a temporary name beside its destination.
 
     The same input gives the same bytes: the archive inside has a fixed name (``torch.save`` would take the
@@ -258,4 +270,6 @@ def commit(temporary: Path, final: Path, sha256: str) -> None:
         return
     temporary.unlink()
     if sha256_of(final) != sha256:
-        raise InputError(f'{final} exists but its content is not what its name says: remove it and convert again')
+        raise InputError(
+            f'{final} exists but its content is not what its name says: remove it and convert again'
+        )

@@ -86,7 +86,9 @@ def convert(
     weights = architecture.read_weights(checkpoint, where, key)
     arch = architecture.detect_arch(weights.tensors, where)
     if expect_arch not in (None, arch):
-        raise InputError(f'{where} is a {arch}, but a {expect_arch} is needed: give a checkpoint of that depth')
+        raise InputError(
+            f'{where} is a {arch}, but a {expect_arch} is needed: give a checkpoint of that depth'
+        )
     if weights.ignored:
         parts = sorted({name.split('.')[0] for name in weights.ignored})
         notes.append(f'{len(weights.ignored)} tensors beside the network left out ({", ".join(parts[:5])})')
@@ -149,7 +151,9 @@ def detect_arch(state_dict: Mapping[str, Tensor]) -> str:
     return architecture.detect_arch(state_dict)
 
 
-def _cover(tensors: Mapping[str, Tensor], arch: str, to: str, where: str) -> tuple[dict[str, Tensor], int, int]:
+def _cover(
+    tensors: Mapping[str, Tensor], arch: str, to: str, where: str
+) -> tuple[dict[str, Tensor], int, int]:
     """Match every parameter and buffer of the real target with a source tensor by name and shape.
 
     Returns:
@@ -177,18 +181,25 @@ def _cover(tensors: Mapping[str, Tensor], arch: str, to: str, where: str) -> tup
             wrong.append(f'{name} is {tuple(found[name].shape)}, not {tuple(wanted.shape)}')
     head = parts.get('shared_head', {})
     missing += [name for name in head if name not in found and name not in missing]
-    wrong += [f'{name} (shared head)' for name in head if name in found and found[name].shape != head[name].shape]
+    wrong += [
+        f'{name} (shared head)' for name in head if name in found and found[name].shape != head[name].shape
+    ]
     total = len(parts['network'])
     for problem, names in (('missing', missing), ('of another shape', wrong)):
         if names:
             more = f' and {len(names) - 8} more' if len(names) > 8 else ''
             raise InputError(
-                f'{where}: {len(names)} of {total} tensors of {to} {arch} are {problem}: {", ".join(names[:8])}{more}'
+                f'{where}: {len(names)} of {total} tensors of {to} {arch} are {problem}: '
+                f'{", ".join(names[:8])}{more}'
             )
     surplus = [name for name in tensors if name not in found and not name.startswith('fc.')]
     if surplus:
         raise InputError(f'{where}: tensors that {to} {arch} has no place for: {", ".join(surplus[:8])}')
-    broken = [name for name, value in found.items() if value.is_floating_point() and not value.isfinite().all()]
+    broken = [
+        name for name, value in found.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
     if broken:
-        raise InputError(f'{where}: NaN or infinite values in {", ".join(broken[:8])}: its training has diverged')
+        raise InputError(
+            f'{where}: NaN or infinite values in {", ".join(broken[:8])}: its training has diverged'
+        )
     return found, len(head), filled

@@ -33,7 +33,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line of ``python -m transfer.finetune``."""
     parser = argparse.ArgumentParser(prog='python -m transfer.finetune', description=__doc__.splitlines()[0])
     parser.add_argument('config', help='a config of configs/det, configs/seg or configs/demo')
-    parser.add_argument('--backbone', required=True, help='backbone file of tools/convert_checkpoint.py, or "none"')
+    parser.add_argument(
+        '--backbone', required=True, help='backbone file of tools/convert_checkpoint.py, or "none"'
+    )
     parser.add_argument('--work-dir', required=True, type=Path)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--name', help='name of the backbone in result.json; default: from the work dir')
@@ -102,7 +104,9 @@ def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
         try:
             found = json.loads((work_dir / file).read_text())
         except json.JSONDecodeError as error:
-            raise InputError(f'{work_dir / file} does not parse ({error}); delete {work_dir} to run anew') from error
+            raise InputError(
+                f'{work_dir / file} does not parse ({error}); delete {work_dir} to run anew'
+            ) from error
         different = [
             f'{what} was {_short(found, key, what)}, is now {_short(wanted, key, what)}'
             for key, what in _IDENTITY
@@ -110,7 +114,8 @@ def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
         ]
         if different:
             raise InputError(
-                f'{work_dir} holds another run: {"; ".join(different)}. Take another --work-dir, or delete {work_dir}'
+                f'{work_dir} holds another run: {"; ".join(different)}. '
+                f'Take another --work-dir, or delete {work_dir}'
             )
         return state
     return 'nothing'

@@ -61,7 +61,9 @@ class ExactVOCMetric(VOCMetric):
             if len(found[label]) == 0:
                 continue
             ignored = annotation['bboxes_ignore'][annotation['labels_ignore'] == label]
-            tp, fp = tpfp_default(found[label], truth, ignored, self.iou_thrs[0], None, use_legacy_coordinate=True)
+            tp, fp = tpfp_default(
+                found[label], truth, ignored, self.iou_thrs[0], None, use_legacy_coordinate=True
+            )
             detections.append(found[label])
             tps.append(tp[0])
             fps.append(fp[0])
@@ -94,6 +96,8 @@ class ExactIoUMetric(IoUMetric):
         intersect, union = (torch.stack(counts).sum(0) for counts in list(zip(*results, strict=True))[:2])
         iou = (intersect / union).numpy()
         classes = self.dataset_meta['classes']
-        self.per_class = {name: float(value) for name, value in zip(classes, iou, strict=True) if not np.isnan(value)}
+        self.per_class = {
+            name: float(value) for name, value in zip(classes, iou, strict=True) if not np.isnan(value)
+        }
         metrics['mIoU_exact'] = float(np.nanmean(iou))
         return metrics

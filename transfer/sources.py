@@ -34,7 +34,9 @@ def resolve(src: str | Path) -> tuple[Path, str, list[str]]:
         file, full_name = fetch(name)
         return file, f'{library}:{full_name}', []
     if re.match(r'(https?|s3|hf):', str(src)):
-        raise InputError(f'{src}: addresses are not fetched; download the file, or give torchvision:NAME or timm:NAME')
+        raise InputError(
+            f'{src}: addresses are not fetched; download the file, or give torchvision:NAME or timm:NAME'
+        )
     path = Path(src)
     notes = []
     if path.is_dir():
@@ -57,7 +59,9 @@ def _last_checkpoint(folder: Path) -> Path:
         return snapshots[max(snapshots)]
     pointer = folder / 'last_checkpoint'
     if not pointer.is_file():
-        raise InputError(f'{folder} has neither snapshot_*.pth nor last_checkpoint: pretrain first, or give a file')
+        raise InputError(
+            f'{folder} has neither snapshot_*.pth nor last_checkpoint: pretrain first, or give a file'
+        )
     named = Path(pointer.read_text().strip())
     for path in (folder / named.name, named):  # the folder may have been moved since
         if path.is_file():
@@ -110,7 +114,9 @@ def _timm(name: str) -> tuple[Path, str]:
         return Path(cached), name
     try:
         # The hub's client retries for half a minute before it says that there is no network; ask once first.
-        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method='HEAD'), timeout=_TIMEOUT):
+        with urllib.request.urlopen(
+            urllib.request.Request(constants.ENDPOINT, method='HEAD'), timeout=_TIMEOUT
+        ):
             pass
     except urllib.error.HTTPError:
         pass  # an answer, if an unfriendly one: there is a network
@@ -125,5 +131,6 @@ def _timm(name: str) -> tuple[Path, str]:
 def _unreachable(name: str, url: str, error: Exception) -> InputError:
     reason = str(getattr(error, 'reason', error)).splitlines()[0]
     return InputError(
-        f'{name} could not be fetched from {url} ({reason}): fetch the file where there is a network, and give its path'
+        f'{name} could not be fetched from {url} ({reason}): '
+        'fetch the file where there is a network, and give its path'
     )

@@ -35,7 +35,9 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def build_target(arch: str, target: str, num_classes: int = 0, file: Path | None = None) -> dict[str, nn.Module]:
+def build_target(
+    arch: str, target: str, num_classes: int = 0, file: Path | None = None
+) -> dict[str, nn.Module]:
     """The networks that a converted file is for.
 
     Args:
@@ -162,7 +164,9 @@ def compare(
     if target == 'mmseg':
         dilate_stage4(reference)
     networks = build_target(arch, target, classes, file)
-    images = torch.randn(2, 3, 97, 65, generator=torch.Generator().manual_seed(0))  # odd sizes show padding mistakes
+    images = torch.randn(
+        2, 3, 97, 65, generator=torch.Generator().manual_seed(0)
+    )  # odd sizes show padding mistakes
     wanted, found = _features(reference, images, classes), _features(networks['network'], images, classes)
     if 'shared_head' in networks:
         networks['shared_head'].eval()
@@ -176,7 +180,8 @@ def compare(
         stages = ', '.join(f'{stage} by {differences[stage]:.1e}' for stage in wrong) or 'none'
         tensors = f'; tensors with other values: {", ".join(altered[:5])}' if altered else ''
         raise InputError(
-            f'features of {target} {arch} differ from the source beyond {tolerance:g} relative: {stages}{tensors}'
+            f'features of {target} {arch} differ from the source beyond {tolerance:g} relative: '
+            f'{stages}{tensors}'
         )
     return differences
 

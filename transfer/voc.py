@@ -89,6 +89,8 @@ def _number(element: ET.Element, tag: str, where: str) -> float:
 def palette() -> list[tuple[int, int, int]]:
     """VOC's 256 mask colours: the bits of the index, highest first, dealt to red, green and blue in turn."""
     return [
-        tuple(sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
+        tuple(
+            sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
+        )
         for index in range(256)
     ]

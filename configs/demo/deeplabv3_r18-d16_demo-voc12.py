@@ -43,7 +43,9 @@ test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=lr))
 param_scheduler = [
-    dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=True, begin=0, end=epochs, convert_to_iter_based=True)
+    dict(
+        type='PolyLR', power=0.9, eta_min=0.0, by_epoch=True, begin=0, end=epochs, convert_to_iter_based=True
+    )
 ]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 default_hooks = dict(logger=dict(interval=5))

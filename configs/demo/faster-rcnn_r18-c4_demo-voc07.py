@@ -23,7 +23,9 @@ model = dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=proposals_train),
         rcnn=dict(sampler=dict(num=rois_sampled)),
     ),
-    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=proposals_test), rcnn=dict(score_thr=0.02, max_per_img=30)),
+    test_cfg=dict(
+        rpn=dict(nms_pre=300, max_per_img=proposals_test), rcnn=dict(score_thr=0.02, max_per_img=30)
+    ),
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -38,8 +40,12 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-train_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
+train_dataloader = dict(
+    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline)
+)
+val_dataloader = dict(
+    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline)
+)
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=lr))

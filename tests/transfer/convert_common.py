@@ -85,7 +85,9 @@ def timm_safetensors(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def mmpretrain(weights: dict[str, Tensor], path: Path) -> None:
-    state_dict = {('head.' if name.startswith('fc.') else 'backbone.') + name: value for name, value in weights.items()}
+    state_dict = {
+        ('head.' if name.startswith('fc.') else 'backbone.') + name: value for name, value in weights.items()
+    }
     torch.save({'meta': {'mmpretrain_version': '1.2.0'}, 'state_dict': state_dict}, path)
 
 

@@ -67,7 +67,9 @@ def test_every_target_gets_its_layout(to, arch, weights, plain, tmp_path):
     done = convert(plain / f'{arch}.pth', tmp_path, to)
 
     prefix = 'network.' if to == 'sd_pretrain' else ''
-    expected = {key: value for key, value in weights[arch].items() if to != 'mmseg' or not key.startswith('fc.')}
+    expected = {
+        key: value for key, value in weights[arch].items() if to != 'mmseg' or not key.startswith('fc.')
+    }
     state_dict = loaded(done.path)
     assert state_dict.keys() == prefixed(expected, prefix).keys()
     assert all(torch.equal(state_dict[prefix + key], value) for key, value in expected.items())
@@ -152,7 +154,10 @@ def test_nothing_is_overwritten(plain, tmp_path):
 
 
 def test_half_precision_is_kept_and_verified(weights, tmp_path):
-    half = {key: value.half() if value.is_floating_point() else value for key, value in weights['resnet18'].items()}
+    half = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in weights['resnet18'].items()
+    }
     torch.save(half, tmp_path / 'half.pth')
     done = convert(tmp_path / 'half.pth', tmp_path, 'mmseg')
     assert loaded(done.path)['conv1.weight'].dtype == torch.float16
@@ -186,8 +191,12 @@ def without(tensors, *names):
 
 
 def test_missing_tensors_are_named(weights, tmp_path):
-    torch.save(without(weights['resnet18'], 'layer3.1.bn2.running_var', 'layer4.0.conv2.weight'), tmp_path / 'x.pth')
-    missing = r'2 of 120 tensors of mmdet resnet18 are missing: layer3.1.bn2.running_var, layer4.0.conv2.weight'
+    torch.save(
+        without(weights['resnet18'], 'layer3.1.bn2.running_var', 'layer4.0.conv2.weight'), tmp_path / 'x.pth'
+    )
+    missing = (
+        r'2 of 120 tensors of mmdet resnet18 are missing: layer3.1.bn2.running_var, layer4.0.conv2.weight'
+    )
     with pytest.raises(InputError, match=missing):
         convert(tmp_path / 'x.pth', tmp_path / 'out/', 'mmdet')
     assert not (tmp_path / 'out').exists()
@@ -200,7 +209,9 @@ def test_wrong_shape_is_named(weights, tmp_path):
 
 
 def test_diverged_weights(weights, tmp_path):
-    torch.save(change(weights['resnet18'], bn1_running_var=torch.full((64,), float('nan'))), tmp_path / 'x.pth')
+    torch.save(
+        change(weights['resnet18'], bn1_running_var=torch.full((64,), float('nan'))), tmp_path / 'x.pth'
+    )
     with pytest.raises(InputError, match=r'NaN or infinite values in bn1.running_var'):
         convert(tmp_path / 'x.pth', tmp_path, 'torchvision')
 
@@ -231,7 +242,9 @@ def test_other_networks_are_told_by_what_they_are(name, found):
     with torch.device('meta'):
         make = timm.create_model if library == 'timm' else torchvision.models.get_model
         state_dict = make(model).state_dict()
-    if found is None:  # no batch norm: the blocks are those of a ResNet-50, the running statistics will be missing
+    if (
+        found is None
+    ):  # no batch norm: the blocks are those of a ResNet-50, the running statistics will be missing
         assert detect_arch(state_dict) == 'resnet50'
         return
     with pytest.raises(InputError, match=found):

@@ -84,7 +84,9 @@ def test_the_names_that_logs_need_run_nothing_either(tmp_path):
 
 def test_a_whole_network_is_refused_by_its_class(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / 'x.pth')
-    with pytest.raises(InputError, match=r"wants torch.nn.modules.linear.Linear .* save the model's state_dict"):
+    with pytest.raises(
+        InputError, match=r"wants torch.nn.modules.linear.Linear .* save the model's state_dict"
+    ):
         checkpoint_io.load_checkpoint(tmp_path / 'x.pth')
 
 
@@ -162,7 +164,9 @@ def touch(folder, *names):
 
 
 def test_work_dir_gives_its_last_snapshot(tmp_path):
-    touch(tmp_path, 'snapshot_1.pth', 'snapshot_2.pth', 'snapshot_10.pth', 'snapshot_best.pth', 'epoch_99.pth')
+    touch(
+        tmp_path, 'snapshot_1.pth', 'snapshot_2.pth', 'snapshot_10.pth', 'snapshot_best.pth', 'epoch_99.pth'
+    )
     path, label, notes = resolve(tmp_path)
     assert (path.name, label) == ('snapshot_10.pth', f'{tmp_path.name}/snapshot_10.pth')
     assert 'has not ended' in notes[0]
@@ -175,7 +179,9 @@ def test_work_dir_without_snapshots_gives_its_last_checkpoint_even_when_moved(tm
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/before/epoch_3.pth')
     assert resolve(tmp_path)[0] == tmp_path / 'epoch_3.pth'
     (tmp_path / 'epoch_3.pth').unlink()
-    with pytest.raises(InputError, match=r'last_checkpoint names /elsewhere/before/epoch_3.pth, which does not exist'):
+    with pytest.raises(
+        InputError, match=r'last_checkpoint names /elsewhere/before/epoch_3.pth, which does not exist'
+    ):
         resolve(tmp_path)
 
 
@@ -216,7 +222,9 @@ def test_no_network_is_one_clear_error(name, tmp_path, monkeypatch, no_network):
 
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
-    with pytest.raises(InputError, match=f'{name} could not be fetched from https://.* where there is a network'):
+    with pytest.raises(
+        InputError, match=f'{name} could not be fetched from https://.* where there is a network'
+    ):
         resolve(name)
 
 
@@ -248,7 +256,9 @@ def test_tool_ends_with_one_line_and_code_2(tmp_path):
         '--to',
         'timm',
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}
+    )
     assert (done.returncode, done.stdout) == (2, '')
     assert done.stderr.startswith(f'error: {tmp_path / "x.pth"} is truncated')
     assert done.stderr.count('\n') == 1
