@@ -221,8 +221,8 @@ def stage(
 ) -> tuple[Path, Path, str]:
     """Write a published file under a temporary name beside its destination.
 
-    The same input gives the same bytes: the archive inside has a fixed name (``torch.save`` would take the
-    file's), and every tensor is contiguous with a storage of its own.
+    The same input gives the same bytes: the archive inside has a fixed name (``torch.save`` takes the file's
+    if it is given a path), and every tensor is contiguous in a storage of its own.
 
     Args:
         meta: JSON-able.
@@ -236,27 +236,29 @@ def stage(
     """
     import torch
 
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
-    buffer = io.BytesIO()
-    torch.save({'meta': json.loads(json.dumps(meta)), 'state_dict': tensors}, buffer)
-    content = buffer.getbuffer()
-    sha256 = hashlib.sha256(content).hexdigest()
+    tensors = {name: _own_storage(tensor.detach().cpu()) for name, tensor in state_dict.items()}
     target = Path(dst)
     folder = target if str(dst).endswith(('/', os.sep)) or target.is_dir() else target.parent
     name = stem if folder == target else HASHED_NAME.sub('', target.name).removesuffix('.pth')
-    final = folder / f'{name}-{sha256[:8]}.pth'
-    temporary = folder / f'.{final.name}.{os.getpid()}.tmp'
+    temporary = folder / f'.{name}.{os.getpid()}.tmp'
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary.open('wb') as file:
-            file.write(content)
+            torch.save({'meta': json.loads(json.dumps(meta)), 'state_dict': tensors}, file)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+        sha256 = sha256_of(temporary)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise InputError(f'cannot write {final}: {error.strerror or error}') from None
-    return temporary, final, sha256
+        reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
+        raise InputError(f'cannot write {folder / name}-<hash>.pth: {reason}') from None
+    return temporary, folder / f'{name}-{sha256[:8]}.pth', sha256
+
+
+def _own_storage(tensor: Tensor) -> Tensor:
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 def commit(temporary: Path, final: Path, sha256: str) -> None:
