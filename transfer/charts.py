@@ -140,7 +140,8 @@ def _svg(figure: Figure, slug: str) -> str:
         )
     text = buffer.getvalue()
     text = text[text.index('<svg') :]
-    text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.S)
+    text = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>', '', text, flags=re.S)
+    text = re.sub(r' font-family: [^;\"]*;?', '', text)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', '', text)
     text = text.replace('xlink:href=', 'href=')
     text = re.sub(r'\bid="', f'id="{slug}-', text)
