@@ -283,7 +283,7 @@ def _mask_problems(root: Path, folder: str, name: str) -> list[str]:
     if odd:
         some = ', '.join(map(str, odd[:5])) + (', ...' if len(odd) > 5 else '')
         problems.append(
-            f'{path} holds the values {some}; only 0 to {len(CLASSES)} and {BORDER} mean something; remap them'
+            f'{path} holds the values {some}; only 0 to {len(CLASSES)} and {BORDER} have a meaning; remap it'
         )
     return problems
 

@@ -1,0 +1,154 @@
+"""Charts of the report as inline SVG that takes its colours from the page, so that dark mode reaches them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from transfer.curves import Curves
+
+# matplotlib wants colours; these stand for the page's own and are replaced by CSS variables in the SVG.
+_INK, _GRID = '#010203', '#040506'
+_SERIES = ('#0a0b01', '#0a0b02', '#0a0b03', '#0a0b04', '#0a0b05', '#0a0b06')
+_VARIABLES = {_INK: 'var(--ink)', _GRID: 'var(--grid)'} | {
+    colour: f'var(--series-{index})' for index, colour in enumerate(_SERIES)
+}
+_STYLES = ('-', '--', ':', '-.', (0, (5, 1)), (0, (1, 1)))
+_MARKERS = ('o', 's', '^', 'D', 'v', 'P')
+_RC = {
+    'svg.fonttype': 'none',
+    'font.family': 'sans-serif',
+    'font.size': 10,
+    'text.color': _INK,
+    'axes.labelcolor': _INK,
+    'axes.edgecolor': _GRID,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': _GRID,
+    'grid.linewidth': 0.6,
+    'xtick.color': _INK,
+    'ytick.color': _INK,
+    'legend.frameon': False,
+}
+
+
+def curve_charts(curves: Mapping[str, Curves]) -> list[tuple[str, str]]:
+    """Training loss, learning rate and top-1 accuracy over the epochs; ``(title, svg)`` each.
+
+    Ends of mini-generations are marked by a dashed vertical line. A quantity that no log has is left out.
+    """
+    quantities = (
+        ('loss', 'Training loss', 'loss'),
+        ('lr', 'Learning rate', 'learning rate'),
+        ('top1', 'Validation accuracy', 'top-1 (%)'),
+    )
+    charts = []
+    for key, title, label in quantities:
+        series = {name: getattr(one, key) for name, one in curves.items()}
+        if any(series.values()):
+            marks = sorted({end for one in curves.values() for end in one.boundaries})
+            charts.append((title, _line_chart(f'curve-{key}', series, label, marks, key == 'top1')))
+    return charts
+
+
+def _line_chart(
+    slug: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    label: str,
+    marks: Sequence[int],
+    points: bool,
+) -> str:
+    with rc_context(_RC):
+        figure = Figure(figsize=(5, 3.2), layout='constrained')
+        axes = figure.subplots()
+        for end in marks:
+            axes.axvline(end, color=_INK, linewidth=1, linestyle=(0, (2, 3)))
+        for index, (name, values) in enumerate(series.items()):
+            if not values:
+                continue
+            x, y = zip(*_thinned(values), strict=True)
+            marker = {'marker': _MARKERS[index % len(_MARKERS)], 'markersize': 4} if points else {}
+            axes.plot(
+                x, y, color=_colour(index), linestyle=_style(index), linewidth=1.8, label=name, **marker
+            )
+        axes.set_xlabel('epoch')
+        axes.set_ylabel(label)
+        axes.set_xlim(left=0)
+        figure.legend(loc='outside upper left', ncols=4, handlelength=2.6)
+        return _svg(figure, slug)
+
+
+def _thinned(values: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
+    """At most ``most`` points, each the mean of its neighbours: a chart shows no more."""
+    size = -(-len(values) // most)
+    groups = [values[start : start + size] for start in range(0, len(values), size)]
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups
+    ]
+
+
+def class_chart(slug: str, per_class: Mapping[str, Mapping[str, float]], label: str) -> str:
+    """Horizontal bars of each class (fractions in, percent shown), one bar a backbone.
+
+    Args:
+        slug: start of the element ids; every chart of a page needs another.
+        per_class: for each backbone's name the value of each class.
+        label: what the bars measure.
+    """
+    classes = list(dict.fromkeys(name for values in per_class.values() for name in values))
+    thickness = 0.8 / len(per_class)
+    with rc_context(_RC | {'axes.grid.axis': 'x'}):
+        figure = Figure(
+            figsize=(5, 0.9 + len(classes) * (0.14 + 0.12 * len(per_class))), layout='constrained'
+        )
+        axes = figure.subplots()
+        for index, (name, values) in enumerate(per_class.items()):
+            at = [row + (index - (len(per_class) - 1) / 2) * thickness for row in range(len(classes))]
+            widths = [100 * values.get(one, 0.0) for one in classes]
+            axes.barh(at, widths, height=0.9 * thickness, color=_colour(index), label=name)
+        axes.set_yticks(range(len(classes)), classes)
+        axes.set_ylim(len(classes) - 0.4, -0.6)
+        axes.tick_params(axis='y', length=0)
+        axes.set_xlabel(label)
+        figure.legend(loc='outside upper left', ncols=4, handlelength=1.2)
+        return _svg(figure, slug)
+
+
+def _colour(index: int) -> str:
+    return _SERIES[index % len(_SERIES)]
+
+
+def _style(index: int) -> object:
+    return _STYLES[index % len(_STYLES)]
+
+
+def _svg(figure: Figure, slug: str) -> str:
+    """The figure as an ``<svg>`` element for HTML: no addresses, ids of its own, the page's colours."""
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+    buffer = io.StringIO()
+    with rc_context({'svg.hashsalt': slug}):
+        figure.savefig(
+            buffer, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None}
+        )
+    text = buffer.getvalue()
+    text = text[text.index('<svg') :]
+    text = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>', '', text, flags=re.S)
+    text = re.sub(r' font-family: [^;\"]*;?', '', text)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', '', text)
+    text = text.replace('xlink:href=', 'href=')
+    text = re.sub(r'\bid="', f'id="{slug}-', text)
+    text = re.sub(r'(url\(|href=")#', rf'\1#{slug}-', text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, variable)
+    # Sizes come from the page; the view box keeps the shape.
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1', text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1', text, count=1)
+    return text.replace('<svg', '<svg aria-hidden="true" focusable="false"', 1).strip()

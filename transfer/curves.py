@@ -1,0 +1,100 @@
+"""Training curves out of an mmengine work dir: ``<work_dir>/<timestamp>/vis_data/scalars.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from sd_pretrain.cli import InputError
+
+_TOP1 = 'accuracy/top1'
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points ``(epoch, value)`` of one training; ``boundaries`` are the epochs that ended with a snapshot.
+
+    ``top1`` is in percent. Epochs are fractional within an epoch for ``loss`` and ``lr``.
+    """
+
+    loss: list[tuple[float, float]] = field(default_factory=list)
+    lr: list[tuple[float, float]] = field(default_factory=list)
+    top1: list[tuple[float, float]] = field(default_factory=list)
+    boundaries: list[int] = field(default_factory=list)
+
+
+def read_curves(work_dir: str | Path) -> Curves:
+    """Read the curves of a work dir, across resumes: where two runs overlap, the later one counts.
+
+    Raises:
+        InputError: the work dir has no log of scalars.
+    """
+    work_dir = Path(work_dir)
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    if not logs:
+        raise InputError(
+            f'{work_dir} holds no <timestamp>/vis_data/scalars.json: not the work dir of a training'
+        )
+    steps: dict[int, dict[str, Any]] = {}
+    evaluations: dict[int, float] = {}
+    for log in logs:
+        train, val = _read(log)
+        if train:
+            first = min(train)
+            # The interrupted run went on to where nothing follows from: the resumed one started before that.
+            steps = {step: line for step, line in steps.items() if step < first}
+            epoch = train[first]['epoch']
+            evaluations = {done: value for done, value in evaluations.items() if done < epoch}
+        steps |= train
+        evaluations |= val
+    length = _epoch_length(steps.values())
+    lines = [steps[step] for step in sorted(steps)]
+    return Curves(
+        loss=[(line['iter'] / length, line['loss']) for line in lines if _finite(line.get('loss'))],
+        lr=[(line['iter'] / length, line['lr']) for line in lines if _finite(line.get('lr'))],
+        top1=sorted((float(done), value) for done, value in evaluations.items()),
+        boundaries=snapshot_epochs(work_dir)[:-1],
+    )
+
+
+def _read(log: Path) -> tuple[dict[int, dict[str, Any]], dict[int, float]]:
+    """Training lines by iteration, and top-1 accuracy in percent by epoch."""
+    train, val = {}, {}
+    for text in log.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # the last line of a run that was killed while it wrote
+        if 'loss' in line and 'iter' in line and 'epoch' in line:
+            train[int(line['iter'])] = line
+        elif _finite(line.get(_TOP1)) and 'step' in line:
+            val[int(line['step'])] = float(line[_TOP1])
+    return train, val
+
+
+def _epoch_length(lines: Iterable[dict[str, Any]]) -> int:
+    """Iterations in an epoch, read off the lines: iteration i of epoch e has i <= e * length."""
+    return max((math.ceil(line['iter'] / max(line['epoch'], 1)) for line in lines), default=1)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def snapshot_epochs(work_dir: str | Path) -> list[int]:
+    """Last epoch of each mini-generation, from the config that mmengine left in the work dir (else empty)."""
+    for path in sorted(Path(work_dir).glob('*.py')):
+        try:
+            cfg = Config.fromfile(path, import_custom_modules=False)
+        except Exception:
+            continue  # any Python file may lie there, and the marks are only decoration
+        for hook in cfg.get('custom_hooks') or ():
+            if 'ends' in hook and 'Snapshot' in str(hook.get('type')):
+                return [int(end) for end in hook['ends']]
+    return []

@@ -1,0 +1,199 @@
+"""``report.html``: one self-contained page with the table, the curves, the samples and what was run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from transfer import table
+from transfer.charts import class_chart, curve_charts
+from transfer.curves import Curves, read_curves
+from transfer.samples import Sample
+from transfer.table5_json import TASKS, table5_rows, validate_table5
+
+# Base64 makes a third more of them; with charts and text the page stays under 5 MB.
+_IMAGE_BYTES = 3_200_000
+_QUALITIES = (88, 75, 60, 45, 30)
+_GROUPS = (
+    ('Detection, VOC2007', ('mAP_11point', 'mAP_area')),
+    ('Segmentation, VOC2012', ('mIoU',)),
+)
+_TASK_TITLES = {
+    'det': ('Detection: AP of each class', 'AP 11-point (%)'),
+    'seg': ('Segmentation: IoU of each class', 'IoU (%)'),
+}
+
+
+def write_report(
+    table5: Mapping[str, Any],
+    out: str | Path,
+    *,
+    curves: Mapping[str, str | Path] | None = None,
+    samples: Mapping[str, Sequence[Sample]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the report; the file appears when it is complete.
+
+    Args:
+        table5: content of ``table5.json``.
+        out: the file to write.
+        curves: for each backbone's name its pretraining work dir, where there is one.
+        samples: ``'det'`` and ``'seg'``, from :mod:`transfer.samples`.
+        provenance: what was run (:func:`transfer.provenance.collect_provenance`); strings, numbers, lists and
+            dictionaries of them.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        InputError: ``table5`` is not valid, or a work dir holds no training log.
+    """
+    validate_table5(table5)
+    read = {name: read_curves(work_dir) for name, work_dir in (curves or {}).items()}
+    rows = table5_rows(table5)
+    page = (
+        _environment()
+        .get_template('report.html.j2')
+        .render(
+            demo=table5['data'] == 'demo',
+            rows=rows,
+            groups=_groups(rows),
+            accuracies=table.ACCURACIES,
+            metrics=table.METRICS,
+            paper=table.paper_rows(),
+            notes=table.notes(rows, paper=True),
+            seeds=sorted({seed for row in rows for runs in row.values.values() for seed in runs}),
+            charts=_curve_figures([row.name for row in rows], read),
+            classes=_class_figures(table5),
+            samples=_sample_figures(samples or {}),
+            backbones=table5['backbones'],
+            stages=table5['stages'],
+            seconds=table5['seconds'],
+            provenance=dict(provenance or {}),
+        )
+    )
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f'{out.name}.part')
+    part.write_text(page, encoding='utf-8')
+    part.replace(out)
+    return out
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / 'templates'),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        'percent': table.percent,
+        'signed': table.signed,
+        'duration': duration,
+        'plain': lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+    }
+    return environment
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words of at most two units: ``'42 s'``, ``'3 min 05 s'``, ``'2 h 10 min'``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f'{whole} s'
+    if whole < 3600:
+        return f'{whole // 60} min {whole % 60:02d} s'
+    return f'{whole // 3600} h {whole % 3600 // 60:02d} min'
+
+
+def _groups(rows: Sequence[table.Row]) -> list[tuple[str, list[str]]]:
+    """Tasks and their metrics, as far as there are results."""
+    found = [
+        (title, [m for m in metrics if any(row.values.get(m) for row in rows)]) for title, metrics in _GROUPS
+    ]
+    return [(title, metrics) for title, metrics in found if metrics]
+
+
+def _curve_figures(names: Sequence[str], read: Mapping[str, Curves]) -> list[dict[str, Any]]:
+    """Charts with what they show in words; every backbone keeps its colour whether it has curves or not."""
+    every = {name: read.get(name, Curves()) for name in dict.fromkeys([*names, *read])}
+    last = '; '.join(
+        f'{name}: loss {one.loss[-1][1]:.3f}' + (f', top-1 {one.top1[-1][1]:.2f}%' if one.top1 else '')
+        for name, one in every.items()
+        if one.loss
+    )
+    return [
+        {'title': title, 'svg': Markup(svg), 'text': f'{title} over epochs. At the end {last}.'}
+        for title, svg in curve_charts(every)
+    ]
+
+
+def _class_figures(table5: Mapping[str, Any]) -> list[dict[str, Any]]:
+    figures = []
+    for task in TASKS:
+        per_class = {
+            one['name']: one[task]['per_class']
+            for one in table5['backbones']
+            if (one.get(task) or {}).get('per_class')
+        }
+        if per_class:
+            title, label = _TASK_TITLES[task]
+            figures.append(
+                {
+                    'title': title,
+                    'svg': Markup(class_chart(f'classes-{task}', per_class, label)),
+                    'names': list(per_class),
+                    'classes': {
+                        name: [values.get(name) for values in per_class.values()]
+                        for name in dict.fromkeys(name for values in per_class.values() for name in values)
+                    },
+                    'unit': label,
+                }
+            )
+    return figures
+
+
+def _sample_figures(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[dict[str, Any]]]:
+    """Samples with their pictures as data URLs, of the best quality that keeps the page small enough."""
+    panels = [panel for some in samples.values() for sample in some for panel in sample.panels]
+    encoded: list[bytes] = []
+    for quality in _QUALITIES:
+        encoded = [_jpeg(panel.image, quality) for panel in panels]
+        if sum(map(len, encoded)) <= _IMAGE_BYTES:
+            break
+    urls = iter(f'data:image/jpeg;base64,{base64.b64encode(one).decode()}' for one in encoded)
+    return {
+        task: [
+            {
+                'name': sample.name,
+                'panels': [
+                    {
+                        'title': panel.title,
+                        'text': panel.text,
+                        'url': next(urls),
+                        'width': panel.image.width,
+                        'height': panel.image.height,
+                    }
+                    for panel in sample.panels
+                ],
+            }
+            for sample in some
+        ]
+        for task, some in samples.items()
+        if some
+    }
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.convert('RGB').save(buffer, 'JPEG', quality=quality, optimize=True)
+    return buffer.getvalue()

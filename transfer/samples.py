@@ -1,0 +1,178 @@
+"""What the fine-tuned networks say about a few fixed test images, side by side with the truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from sd_pretrain.cli import InputError
+from transfer.draw import Detection, classes_in, draw_boxes, draw_mask
+from transfer.voc import CLASSES, read_annotation, read_list
+
+MIN_SCORE = 0.3
+MAX_BOXES = 8
+TRUTH = 'truth'
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawn picture: whose it is (``'truth'`` or a backbone's name), and what it shows in words."""
+
+    title: str
+    image: Image.Image
+    text: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One test image: its name, the truth and each backbone's prediction."""
+
+    name: str
+    panels: tuple[Panel, ...]
+
+
+def detection_samples(runs: Mapping[str, str | Path], count: int = 4) -> list[Sample]:
+    """Draw the detections of several fine-tuned detectors on the same test images.
+
+    Boxes with a score of at least 0.3 are drawn, at most 8 an image.
+
+    Args:
+        runs: for each backbone's name the work dir of a finished detection run.
+        count: number of images.
+
+    Raises:
+        InputError: a work dir lacks its config, result or checkpoint.
+    """
+    found = {name: _run_files(Path(work_dir)) for name, work_dir in runs.items()}
+    folder, names, _ = _test_images(next(iter(found.values()))[0])
+
+    def truth(name: str) -> list[Detection]:
+        boxes = read_annotation(folder / 'Annotations' / f'{name}.xml').boxes
+        return [Detection(one.name, (one.xmin - 1, one.ymin - 1, one.xmax, one.ymax)) for one in boxes]
+
+    chosen = choose(names, lambda name: len({one.name for one in truth(name)}), count)
+    paths = [folder / 'JPEGImages' / f'{name}.jpg' for name in chosen]
+    columns = {TRUTH: [truth(name) for name in chosen]}
+    columns |= {name: _detect(*files, paths) for name, files in found.items()}
+    return _samples(chosen, paths, columns, draw_boxes, _say_boxes)
+
+
+def segmentation_samples(runs: Mapping[str, str | Path], count: int = 4) -> list[Sample]:
+    """Draw the masks of several fine-tuned segmentors; see :func:`detection_samples`."""
+    found = {name: _run_files(Path(work_dir)) for name, work_dir in runs.items()}
+    folder, names, prefix = _test_images(next(iter(found.values()))[0])
+
+    def truth(name: str) -> np.ndarray:
+        with Image.open(folder / prefix['seg_map_path'] / f'{name}.png') as mask:
+            return np.asarray(mask)
+
+    chosen = choose(names, lambda name: len(classes_in(truth(name))), count)
+    paths = [folder / prefix['img_path'] / f'{name}.jpg' for name in chosen]
+    columns = {TRUTH: [truth(name) for name in chosen]}
+    columns |= {name: _segment(*files, paths) for name, files in found.items()}
+    return _samples(chosen, paths, columns, draw_mask, _say_mask)
+
+
+def choose(names: Sequence[str], classes: Callable[[str], int], count: int) -> list[str]:
+    """Pick ``count`` images spread over a list: of each equal part the first with two classes or more.
+
+    The choice looks at the truth alone, so it favours no network.
+    """
+    count = min(count, len(names))
+    chosen = []
+    for part in range(count):
+        members = names[part * len(names) // count : (part + 1) * len(names) // count]
+        chosen.append(next((name for name in members if classes(name) > 1), members[0]))
+    return chosen
+
+
+def _run_files(work_dir: Path) -> tuple[Config, Path]:
+    """Config dump and last checkpoint of a finished run."""
+    try:
+        result = json.loads((work_dir / 'result.json').read_text())
+        config, checkpoint = work_dir / Path(result['config']).name, work_dir / result['checkpoint']
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f'{work_dir} is no finished fine-tuning ({error}); run tools/transfer.sh') from None
+    for path in (config, checkpoint):
+        if not path.is_file():
+            raise InputError(f'{work_dir} lacks {path.name}; delete it and run tools/transfer.sh again')
+    return Config.fromfile(config), checkpoint
+
+
+def _test_images(cfg: Config) -> tuple[Path, list[str], dict[str, str]]:
+    dataset = cfg.test_dataloader.dataset
+    folder = Path(dataset.data_root)
+    return folder, read_list(folder / dataset.ann_file), dict(dataset.get('data_prefix') or {})
+
+
+def _device() -> str:
+    return 'cuda:0' if torch.cuda.is_available() else 'cpu'
+
+
+def _detect(cfg: Config, checkpoint: Path, paths: Sequence[Path]) -> list[list[Detection]]:
+    _prepare()
+    from mmdet.apis import inference_detector, init_detector
+
+    model = init_detector(cfg, str(checkpoint), device=_device())
+    found = []
+    for result in inference_detector(model, [str(path) for path in paths]):
+        predicted = result.pred_instances.cpu()
+        rows = zip(
+            predicted.labels.tolist(), predicted.bboxes.tolist(), predicted.scores.tolist(), strict=True
+        )
+        kept = [
+            Detection(CLASSES[label], tuple(box), score) for label, box, score in rows if score >= MIN_SCORE
+        ]
+        found.append(sorted(kept, key=lambda one: -one.score)[:MAX_BOXES])
+    return found
+
+
+def _segment(cfg: Config, checkpoint: Path, paths: Sequence[Path]) -> list[np.ndarray]:
+    _prepare()
+    from mmseg.apis import inference_model, init_model
+
+    model = init_model(cfg, str(checkpoint), device=_device())
+    # One by one: whole images differ in size.
+    return [inference_model(model, str(path)).pred_sem_seg.data[0].cpu().numpy() for path in paths]
+
+
+def _prepare() -> None:
+    from transfer import mmcv_ops
+
+    mmcv_ops.install()
+
+
+def _samples(
+    names: Sequence[str],
+    paths: Sequence[Path],
+    columns: Mapping[str, Sequence[Any]],
+    draw: Callable[[Image.Image, Any], Image.Image],
+    say: Callable[[Any], str],
+) -> list[Sample]:
+    samples = []
+    for index, (name, path) in enumerate(zip(names, paths, strict=True)):
+        with Image.open(path) as image:
+            image.load()
+        panels = [
+            Panel(title, draw(image, shown[index]), f'{title}: {say(shown[index])}')
+            for title, shown in columns.items()
+        ]
+        samples.append(Sample(name, tuple(panels)))
+    return samples
+
+
+def _say_boxes(detections: Sequence[Detection]) -> str:
+    return ', '.join(map(str, detections)) or f'no box with a score of {MIN_SCORE} or more'
+
+
+def _say_mask(labels: np.ndarray) -> str:
+    said = [f'{CLASSES[k - 1]} {np.mean(labels == k):.0%}' for k in classes_in(labels)]
+    return ', '.join(said) or 'background only'

@@ -1,0 +1,269 @@
+"""The comparison table: backbones in rows, what they reach after fine-tuning, and by how much they differ.
+
+Every difference is printed with its uncertainty: the standard error of the difference of two means where both
+backbones were run with several seeds, and ``± ?`` where a single run leaves it unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from sd_pretrain.cli import InputError
+
+METRICS = {'mAP_11point': 'mAP 11-point', 'mAP_area': 'mAP area', 'mIoU': 'mIoU'}
+ACCURACIES = {'top1': 'top-1', 'top5': 'top-5'}
+# Tables 4 (ResNet-152, ILSVRC2012; errors there, accuracies here) and 5 of the paper, as fractions.
+PAPER = {
+    'BL': {'top1': 0.7883, 'top5': 0.9434, 'mAP_11point': 0.7349, 'mIoU': 0.7753},
+    'SD': {'top1': 0.7907, 'top5': 0.9445, 'mAP_11point': 0.7493, 'mIoU': 0.7797},
+}
+PAPER_ARCH = 'resnet152'
+PAPER_NOTE = (
+    'paper: Tables 4 and 5, ResNet-152 on ILSVRC2012 and PASCAL VOC, one run each; it says mAP only, which '
+    "stands under 11-point here, VOC2007's own"
+)
+_ONE_RUN = '± ?: one run each: no uncertainty known'
+_SOME_SINGLE = '± ?: a single run on one side or both: no uncertainty known'
+_SEVERAL = '± after a mean: standard deviation over the seeds; after a difference: its standard error'
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean minus the mean of the baseline; ``error`` is its standard error, ``None`` if unknown."""
+
+    value: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backbone: ``values[metric][seed]`` after fine-tuning, and ``pretrain`` accuracies; fractions."""
+
+    name: str
+    values: dict[str, dict[int, float]]
+    pretrain: dict[str, float] = field(default_factory=dict)
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over the seeds, ``None`` where there is no run."""
+        runs = self.values.get(metric)
+        return fmean(runs.values()) if runs else None
+
+    def sd(self, metric: str) -> float | None:
+        """Standard deviation of a single run over the seeds (n - 1), ``None`` with less than two runs."""
+        runs = self.values.get(metric, {})
+        return stdev(runs.values()) if len(runs) > 1 else None
+
+    def minus(self, other: Row, metric: str) -> Difference | None:
+        """Difference to another backbone's mean, with Welch's standard error ``sqrt(s1^2/n1 + s2^2/n2)``."""
+        mine, theirs = self.mean(metric), other.mean(metric)
+        if mine is None or theirs is None:
+            return None
+        deviations = (self.sd(metric), other.sd(metric))
+        if None in deviations:
+            return Difference(mine - theirs, None)
+        counts = (len(self.values[metric]), len(other.values[metric]))
+        error = math.sqrt(sum(s**2 / n for s, n in zip(deviations, counts, strict=True)))
+        return Difference(mine - theirs, error)
+
+
+def collect(root: str | Path) -> list[dict[str, Any]]:
+    """Read every ``<task>_<dataset>/<name>/seed<k>/result.json`` under a transfer work dir.
+
+    Raises:
+        InputError: ``root`` is missing, or a result does not parse or lacks an entry.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f'no work dir {root}; fine-tune first, with tools/transfer.sh')
+    results = []
+    for path in sorted(root.glob('*_*/*/seed*/result.json')):
+        try:
+            result = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(
+                f'{path} does not parse ({error}); delete it and run tools/transfer.sh again'
+            ) from None
+        missing = {'name', 'task', 'seed', 'metrics'} - set(result if isinstance(result, dict) else ())
+        if missing:
+            raise InputError(
+                f'{path} lacks {", ".join(sorted(missing))}; delete it and run tools/transfer.sh again'
+            )
+        results.append(result)
+    return results
+
+
+def rows(
+    results: Sequence[Mapping[str, Any]],
+    baseline: str | None = None,
+    pretrain: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[Row]:
+    """Group results by backbone, the baseline first, the others as they come.
+
+    Args:
+        results: contents of ``result.json`` files.
+        baseline: name of the baseline; default: the first result's.
+        pretrain: for each name ``top1`` and ``top5``, as fractions, where they are known.
+
+    Raises:
+        InputError: no results, no such baseline, or runs under one name that do not belong together.
+    """
+    if not results:
+        raise InputError('no finished fine-tuning to compare; run tools/transfer.sh first')
+    names = list(dict.fromkeys(one['name'] for one in results))
+    baseline = names[0] if baseline is None else baseline
+    if baseline not in names:
+        raise InputError(f'no results of the baseline {baseline!r}; there are {", ".join(names)}')
+    _require_one_of_each(results)
+    grouped: dict[str, dict[str, dict[int, float]]] = {name: {} for name in names}
+    for one in results:
+        for metric, value in one['metrics'].items():
+            grouped[one['name']].setdefault(metric, {})[int(one['seed'])] = float(value)
+    order = [baseline, *(name for name in names if name != baseline)]
+    known = pretrain or {}
+    return [Row(name, grouped[name], dict(known.get(name) or {})) for name in order]
+
+
+def _require_one_of_each(results: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to average over two backbones under one name, or to compare runs of two recipes."""
+    for what, key, group in (('backbones', 'sha256', 'name'), ('configs', 'config', 'task')):
+        seen: dict[str, str] = {}
+        for one in results:
+            if one.get(key) is None:
+                continue
+            first = seen.setdefault(one[group], one[key])
+            if first != one[key]:
+                raise InputError(
+                    f'results of {one[group]!r} come from two {what}: {first} and {one[key]}; '
+                    'delete the ones that are not meant, or keep them in another work dir'
+                )
+
+
+def papers_setting(results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the paper's numbers can stand beside these: its network, and no demo config."""
+    return bool(results) and all(
+        one.get('arch') == PAPER_ARCH and 'demo' not in Path(one.get('config', 'demo')).parts
+        for one in results
+    )
+
+
+def format_table(
+    results: Sequence[Mapping[str, Any]],
+    baseline: str | None = None,
+    fmt: str = 'terminal',
+    paper: bool | None = None,
+    pretrain: Mapping[str, Mapping[str, float]] | None = None,
+) -> str:
+    """Write results as a table of percentages with two decimals.
+
+    Args:
+        results: contents of ``result.json`` files.
+        baseline: name of the baseline; default: the first result's.
+        fmt: ``'terminal'`` (aligned text) or ``'markdown'``.
+        paper: whether to add the paper's rows; default: where it is the paper's setting.
+        pretrain: for each name ``top1`` and ``top5``, as fractions, where they are known.
+
+    Raises:
+        InputError: see :func:`rows`.
+    """
+    paper = papers_setting(results) if paper is None else paper
+    return format_rows(rows(results, baseline, pretrain), fmt, paper)
+
+
+def format_rows(table: Sequence[Row], fmt: str = 'terminal', paper: bool = False) -> str:
+    """Write rows, the first of which is the baseline; see :func:`format_table`."""
+    metrics = [metric for metric in METRICS if any(row.values.get(metric) for row in table)]
+    accuracies = [key for key in ACCURACIES if any(key in row.pretrain for row in table)]
+    header = ['backbone (%)', *(ACCURACIES[key] for key in accuracies)]
+    for metric in metrics:
+        header += [METRICS[metric], 'difference']
+    lines = [[row.name, *_cells(row, table[0], accuracies, metrics)] for row in table]
+    if paper:
+        reference = paper_rows()
+        lines += [[row.name, *_cells(row, reference[0], accuracies, metrics)] for row in reference]
+    parts = [_layout(header, lines, fmt)]
+    if any(len(runs) > 1 for row in table for runs in row.values.values()):
+        parts.append(_layout(*_run_lines(table, metrics), fmt))
+    parts.append('\n'.join(notes(table, paper)))
+    return '\n\n'.join(parts)
+
+
+def paper_rows() -> list[Row]:
+    """The paper's BL and SD, one run each."""
+    return [
+        Row(
+            f'paper: {name}',
+            {metric: {0: values[metric]} for metric in METRICS if metric in values},
+            {key: values[key] for key in ACCURACIES},
+        )
+        for name, values in PAPER.items()
+    ]
+
+
+def notes(table: Sequence[Row], paper: bool) -> list[str]:
+    """What a reader must know about the numbers of a table."""
+    counts = {len(runs) for row in table for runs in row.values.values()}
+    said = [f'differences are to {table[0].name}']
+    if paper or 1 in counts:
+        said.append(_ONE_RUN if max(counts, default=1) == 1 else _SOME_SINGLE)
+    if any(count > 1 for count in counts):
+        said.append(_SEVERAL)
+    return [*said, PAPER_NOTE] if paper else said
+
+
+def percent(value: float | None, sd: float | None = None) -> str:
+    """A fraction as percent with two decimals, with its standard deviation where there is one."""
+    if value is None:
+        return '-'
+    return f'{100 * value:.2f}' + (f' ± {100 * sd:.2f}' if sd is not None else '')
+
+
+def signed(difference: Difference | None) -> str:
+    """A difference in percentage points, never without its uncertainty."""
+    if difference is None:
+        return '-'
+    error = '?' if difference.error is None else f'{100 * difference.error:.2f}'
+    return f'{100 * difference.value:+.2f} ± {error}'
+
+
+def _cells(row: Row, baseline: Row, accuracies: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    cells = [percent(row.pretrain.get(key)) for key in accuracies]
+    for metric in metrics:
+        cells.append(percent(row.mean(metric), row.sd(metric)))
+        cells.append('' if row is baseline else signed(row.minus(baseline, metric)))
+    return cells
+
+
+def _run_lines(table: Sequence[Row], metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    seeds = sorted({seed for row in table for runs in row.values.values() for seed in runs})
+    lines = [
+        [row.name, METRICS[metric], *(percent(row.values[metric].get(seed)) for seed in seeds)]
+        for row in table
+        for metric in metrics
+        if row.values.get(metric)
+    ]
+    return ['each run (%)', 'metric', *(f'seed {seed}' for seed in seeds)], lines
+
+
+def _layout(header: list[str], lines: list[list[str]], fmt: str) -> str:
+    if fmt == 'markdown':
+        rule = [':--', *('--:' for _ in header[1:])]
+        escaped = [[cell.replace('|', '\\|') for cell in line] for line in [header, rule, *lines]]
+        return '\n'.join(f'| {" | ".join(line)} |' for line in escaped)
+    if fmt != 'terminal':
+        raise ValueError(f"fmt must be 'terminal' or 'markdown', found {fmt!r}")
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    rule = ['-' * width for width in widths]
+
+    def aligned(line: list[str]) -> str:
+        cells = [line[0].ljust(widths[0])] + [
+            cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)
+        ]
+        return '  '.join(cells).rstrip()
+
+    return '\n'.join(aligned(line) for line in [header, rule, *lines])
