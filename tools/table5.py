@@ -1,0 +1,53 @@
+"""Reproduce the paper's Table 5: ``bash tools/table5.sh`` (demo data) or ``... --data-root data --gpus 8``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from sd_pretrain.cli import run_main
+from transfer import runner
+from transfer.table5 import Table5, run_table5
+from transfer.table import format_rows
+from transfer.table5_json import is_papers_setting, load_table5, table5_rows
+
+
+def main() -> None:
+    """Run what is not done yet, and print the table and the time of each stage."""
+    parser = argparse.ArgumentParser(prog='tools/table5.sh', description=__doc__)
+    parser.add_argument('--data-root', type=Path, help='folder of ILSVRC2012 and VOCdevkit; default: the demo data')
+    parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run (without any: CPU processes)')
+    parser.add_argument('--arch', default='r152', help='r18, r50, r101 or r152 (default), on real data')
+    parser.add_argument('--seeds', default='1', help='of the fine-tunings: how many (3), or which (0,1,7)')
+    parser.add_argument('--scratch', action='store_true', help='add fine-tunings from random weights')
+    parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')
+    parser.add_argument('--parallel', type=int, help='runs side by side; default: 1 on GPUs, else up to 2')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/table5'))
+    parser.add_argument('--demo-data', type=Path, default=Path('work_dirs/demo_data'), help='made where missing')
+    args = parser.parse_args()
+    cores = 1 if torch.cuda.is_available() else (os.cpu_count() or 1) // max(args.gpus, 1)
+    what = Table5(
+        work_dir=args.work_dir,
+        data_root=args.data_root,
+        demo_data=args.demo_data,
+        arch=args.arch,
+        gpus=args.gpus,
+        seeds=runner.parse_seeds(args.seeds),
+        parallel=args.parallel or min(2, max(1, cores)),
+        scratch=args.scratch,
+        amp=args.amp,
+    )
+    path = run_table5(what)
+    table5 = load_table5(path)
+    print(f'\n{format_rows(table5_rows(table5), "terminal", is_papers_setting(table5))}\n')
+    print(', '.join(f'{stage["name"]} {stage["seconds"]:.0f} s' for stage in table5['stages']), end='; ')
+    print(f'{table5["seconds"]:.0f} s in all')
+    for name in ('table5.json', 'table5.md', 'report.html'):
+        print(args.work_dir / name)
+
+
+if __name__ == '__main__':
+    run_main(main)

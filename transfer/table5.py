@@ -1,0 +1,216 @@
+"""The paper's Table 5 from nothing: pretrain BL and SD, convert, fine-tune for detection and segmentation, compare.
+
+Every stage is the documented tool of its own; this module only says in which order, with which configs, and how long
+each took. Broken off and started again, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sd_pretrain.cli import InputError
+from transfer import runner
+from transfer.jobs import Job, run_jobs
+
+TASKS = (('det', 'voc07'), ('seg', 'voc12'))
+SCRATCH = 'scratch'
+_TOOLS = Path('tools')
+
+
+@dataclass(frozen=True)
+class Table5:
+    """What to run.
+
+    Args:
+        work_dir: where the table, the report and the fine-tunings go; on the demo data the pretrainings too.
+        data_root: folder of ``ILSVRC2012`` and ``VOCdevkit``; ``None`` means the embedded demo data.
+        demo_data: where the demo data is, or is made.
+        arch: ``'r18'``, ``'r50'``, ``'r101'`` or ``'r152'`` on real data; the demo has ``'r18'``.
+        gpus: GPUs (on a machine without any: CPU processes) of one run.
+        seeds: seeds of the fine-tunings.
+        parallel: runs side by side.
+        scratch: add a row of fine-tunings from random weights.
+        amp: mixed precision.
+    """
+
+    work_dir: Path = Path('work_dirs/table5')
+    data_root: Path | None = None
+    demo_data: Path = Path('work_dirs/demo_data')
+    arch: str = 'r152'
+    gpus: int = 1
+    seeds: tuple[int, ...] = (0,)
+    parallel: int = 1
+    scratch: bool = False
+    amp: bool = False
+
+    @property
+    def demo(self) -> bool:
+        """Whether this is the small run on the embedded data."""
+        return self.data_root is None
+
+    def pretrain_config(self, name: str) -> Path:
+        """The config of ``'BL'`` or ``'SD'``."""
+        stem = f'demo/{name.lower()}_r18_demo' if self.demo else f'{name.lower()}_{self.arch}_imagenet'
+        return Path('configs') / f'{stem}.py'
+
+    def pretrain_dir(self, name: str) -> Path:
+        """Where ``'BL'`` or ``'SD'`` is pretrained; on real data the place where tools/transfer.sh looks for it."""
+        if self.demo:
+            return self.work_dir / 'pretrain' / name.lower()
+        return Path('work_dirs') / self.pretrain_config(name).stem
+
+
+class _Stages:
+    """Seconds spent in each stage, over all starts of the same run, kept in a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            self.path.write_text(json.dumps(self.seconds, indent=2) + '\n')
+
+    def listed(self) -> list[dict]:
+        return [{'name': name, 'seconds': seconds} for name, seconds in self.seconds.items()]
+
+
+def run_table5(what: Table5) -> Path:
+    """Run all stages and write ``table5.json``, ``table5.md`` and ``report.html`` into the work dir.
+
+    Returns:
+        The path of ``table5.json``.
+
+    Raises:
+        InputError: anything the user can mend; data and GPUs are checked before the first training.
+        RuntimeError: a stage failed; carries the end of its log.
+    """
+    runner.check_gpus(what.gpus, what.parallel)
+    what.work_dir.mkdir(parents=True, exist_ok=True)
+    stages = _Stages(what.work_dir / 'stages.json')
+    with stages('data'):
+        data_root = _data(what)
+    with stages('pretrain'):
+        _pretrain(what, data_root)
+    options = runner.Options(
+        seeds=what.seeds,
+        gpus=what.gpus,
+        parallel=what.parallel,
+        data_root=str(data_root),
+        demo=what.demo,
+        work_dir=what.work_dir / 'transfer',
+        amp=what.amp,
+    )
+    with stages('convert'):
+        backbones = {
+            name: runner.backbone_file(name, str(what.pretrain_dir(name)), options.work_dir / 'backbones')
+            for name in ('BL', 'SD')
+        }
+    if what.scratch:
+        backbones[SCRATCH] = 'none'
+    results = []
+    for task, dataset in TASKS:
+        with stages(task):
+            results += runner.run_transfer(task, dataset, backbones, options)
+    with stages('samples'):
+        drawn = _samples(what, list(backbones), options)
+    return _write(what, results, drawn, stages)
+
+
+def _data(what: Table5) -> Path:
+    from sd_pretrain.imagenet import check_imagenet
+    from transfer import emoji_world
+    from transfer.check_data import check_voc07, check_voc12
+
+    if what.data_root is None:
+        emoji_world.ensure(what.demo_data)
+        return what.demo_data
+    checks = (
+        (check_imagenet, 'ILSVRC2012'),
+        (check_voc07, 'VOCdevkit/VOC2007'),
+        (check_voc12, 'VOCdevkit/VOC2012'),
+    )
+    for check, folder in checks:
+        print(f'{what.data_root / folder}: {check(what.data_root / folder, full_size=True)}', flush=True)
+    return what.data_root
+
+
+def _pretrain(what: Table5, data_root: Path) -> None:
+    jobs = []
+    for name in ('BL', 'SD'):
+        config, work_dir = what.pretrain_config(name), what.pretrain_dir(name)
+        arguments = ['--work-dir', str(work_dir), '--data-root', str(data_root), '--resume']
+        arguments += ['--amp'] if what.amp else []
+        if what.gpus > 1:
+            argv = ['bash', str(_TOOLS / 'dist_train.sh'), str(config), str(what.gpus), *arguments]
+        else:
+            argv = [sys.executable, str(_TOOLS / 'train.py'), str(config), *arguments]
+        jobs.append(Job(name, argv, work_dir / 'stdout.log', _threads(what)))
+    # On GPUs one after the other, each with all of them; on the CPU side by side.
+    on_gpus = torch.cuda.device_count() > 0
+    run_jobs('pretrain BL and SD', jobs, 1 if on_gpus else what.parallel)
+
+
+def _threads(what: Table5) -> dict[str, str]:
+    if 'OMP_NUM_THREADS' in os.environ:
+        return {}
+    return {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // (what.parallel * what.gpus)))}
+
+
+def _samples(what: Table5, names: list[str], options: runner.Options) -> dict:
+    from transfer import samples
+
+    drawn = {}
+    for (task, dataset), draw in zip(TASKS, (samples.detection_samples, samples.segmentation_samples), strict=True):
+        folder = options.work_dir / f'{task}_{dataset}'
+        drawn[task] = draw({name: folder / name / f'seed{what.seeds[0]}' for name in names})
+    return drawn
+
+
+def _write(what: Table5, results: list[dict], drawn: dict, stages: _Stages) -> Path:
+    from transfer.provenance import collect_provenance
+    from transfer.report import write_report
+    from transfer.table5_json import build_table5, table5_markdown
+
+    pretrain_dirs = {name: what.pretrain_dir(name) for name in ('BL', 'SD')}
+    table5 = build_table5(
+        results,
+        data='demo' if what.demo else 'real',
+        stages=stages.listed(),
+        pretrain={name: _pretrain_result(folder) for name, folder in pretrain_dirs.items()},
+        baseline='BL',
+    )
+    path = what.work_dir / 'table5.json'
+    path.write_text(json.dumps(table5, indent=2) + '\n')
+    (what.work_dir / 'table5.md').write_text(table5_markdown(table5))
+    write_report(
+        table5,
+        what.work_dir / 'report.html',
+        curves=pretrain_dirs,
+        samples=drawn,
+        provenance=collect_provenance([shlex.join(sys.orig_argv)]),
+    )
+    return path
+
+
+def _pretrain_result(work_dir: Path) -> dict:
+    path = work_dir / 'result.json'
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path} is missing or does not parse ({error}); delete {work_dir} and start again') from None
