@@ -10,8 +10,8 @@ import torch
 
 from sd_pretrain.cli import run_main
 from transfer import runner
-from transfer.table5 import Table5, run_table5
 from transfer.table import format_rows
+from transfer.table5 import Table5, run_table5
 from transfer.table5_json import is_papers_setting, load_table5, table5_rows
 
 
