@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f'no checkpoint {path}: give the path of an epoch_N.pth or snapshot_k.pth')
     try:
         with torch.serialization.safe_globals(get_torch_safe_globals()):
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f'cannot read checkpoint {path}: it is damaged or holds more than tensors ({reason}); '
-            'use another one'
-        ) from None
+        why = 'it is damaged, or no checkpoint'
+        if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
+            why = 'it holds more than tensors, and code in a checkpoint is never run here'
+        raise InputError(f'cannot read checkpoint {path}: {why}; use another one') from error
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise InputError(f"{path} is no checkpoint of this project: it has no 'state_dict'")
     return content

@@ -21,6 +21,17 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
+def check_network(name: str) -> None:
+    """Check that ``timm.create_model`` knows ``name``.
+
+    Raises:
+        InputError: it does not; close names are in the message.
+    """
+    if not timm.is_model(name):
+        close = ', '.join(difflib.get_close_matches(name, timm.list_models(), n=3)) or 'none is close'
+        raise InputError(f"timm has no network '{name}' (model.network in the config); close names: {close}")
+
+
 @MODELS.register_module()
 class ImageBatchPreprocessor(BaseDataPreprocessor):
     """Move a uint8 batch to the device, augment it there when training, and normalise it.
@@ -103,11 +114,7 @@ class TimmClassifier(BaseModel):
         data_preprocessor.setdefault('type', 'ImageBatchPreprocessor')
         data_preprocessor.setdefault('channels_last', channels_last)
         super().__init__(data_preprocessor=data_preprocessor)
-        if not timm.is_model(network):
-            close = ', '.join(difflib.get_close_matches(network, timm.list_models(), n=3)) or 'none is close'
-            raise InputError(
-                f"timm has no network '{network}' (model.network in the config); close names: {close}"
-            )
+        check_network(network)
         self.arch = network
         self.network = timm.create_model(network, num_classes=num_classes, **(network_args or {}))
         if channels_last:

@@ -84,3 +84,9 @@ def init_distributed(launcher: str, cfg: Config) -> None:
     )
     wrapper['device_ids'] = None
     cfg.model_wrapper_cfg = wrapper
+
+
+def leave_distributed() -> None:
+    """Leave the process group, if there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -69,19 +69,12 @@ class SnapshotDistillationHook(Hook):
         saved, self._saved_teacher = self._saved_teacher, None
         model = unwrap(runner.model)
         model.attach_teacher(None)
-        done = runner.iter
-        if not self.distill or done >= self.ends[-1]:
+        if not self.distill or runner.iter >= self.ends[-1]:
             return
-        needed = teacher_iteration(done + 1, self.ends)
+        needed = teacher_iteration(runner.iter + 1, self.ends)
         if not needed:
             return
-        taken = saved['iteration'] if saved else None
-        if taken != needed:
-            found = f'has one of iteration {taken}' if saved else 'has none'
-            raise InputError(
-                f'resuming at iteration {done + 1} needs the teacher of iteration {needed}, but the '
-                f'checkpoint {found}; resume from an epoch_N.pth of the same SD run'
-            )
+        check_teacher(saved, needed)
         model.attach_teacher(FrozenTeacher(model.network, saved['state_dict']), **self.loss_args)
         self._teacher_iteration = needed
         runner.logger.info(f'Restored the teacher of iteration {needed}.')
@@ -130,6 +123,24 @@ class SnapshotDistillationHook(Hook):
         torch.save({'meta': meta, 'state_dict': state}, part)
         os.replace(part, path)
         runner.logger.info(f'Saved {path.name} at the end of mini-generation {k}.')
+
+
+def check_teacher(saved: dict | None, needed: int) -> None:
+    """Check that a checkpoint's teacher is the one that is due.
+
+    Args:
+        saved: the checkpoint's entry ``TEACHER_KEY``, if it has one.
+        needed: the iteration it must have been taken at.
+
+    Raises:
+        InputError: it is missing, or of another iteration.
+    """
+    if saved is None or saved['iteration'] != needed:
+        found = 'has none' if saved is None else f'has that of iteration {saved["iteration"]}'
+        raise InputError(
+            f'this resume needs the teacher of iteration {needed}, but the checkpoint {found}; '
+            'resume from an epoch_N.pth of the same SD run, with the same data and batch'
+        )
 
 
 def _config_lr(cfg: dict) -> float | None:

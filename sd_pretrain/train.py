@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from sd_pretrain.checkpoint import check_fits, read_checkpoint
+from sd_pretrain.classifier import check_network
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.imagenet import check_imagenet
-from sd_pretrain.launch import init_distributed, is_main_process, world_size
+from sd_pretrain.launch import init_distributed, is_main_process, leave_distributed, world_size
 from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
+from sd_pretrain.schedule import check_ends, teacher_iteration
+from sd_pretrain.snapshot_hook import TEACHER_KEY, check_teacher
 
 # Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
 CHECKED = 'SD_PRETRAIN_CHECKED'
@@ -107,11 +111,27 @@ def check_data(cfg: Config) -> dict[str, int]:
     return counts
 
 
+def mini_generations(cfg: Config) -> dict[str, Any]:
+    """The config's SnapshotDistillationHook, after a check of its ends against the length of the run.
+
+    Raises:
+        InputError: there is none, or its ends do not fill the run.
+    """
+    hooks = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] == 'SnapshotDistillationHook']
+    if len(hooks) != 1:
+        raise InputError(
+            f'the config has {len(hooks)} SnapshotDistillationHook in custom_hooks; it takes one, '
+            'also for BL (ends=[max_epochs], distill=False)'
+        )
+    check_ends(hooks[0]['ends'], cfg.train_cfg.max_epochs, 'epochs')
+    return hooks[0]
+
+
 def set_resume(cfg: Config, resume: str | None) -> None:
     """Set where to resume: ``'auto'`` is the latest checkpoint of the work dir, if there is one.
 
     Raises:
-        InputError: the checkpoint is missing or damaged.
+        InputError: the checkpoint is missing, damaged, of another model, or lacks the teacher that is due.
     """
     if resume is None:
         return
@@ -124,6 +144,13 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     content = read_checkpoint(resume)
     if 'optimizer' not in content:
         raise InputError(f'{resume} cannot be resumed: it has no optimizer state; use an epoch_N.pth')
+    with torch.device('meta'):
+        check_fits(MODELS.build(cfg.model), content, resume)
+    hook, epoch = mini_generations(cfg), content['meta']['epoch']
+    if hook.get('distill', True) and epoch < hook['ends'][-1]:
+        end = teacher_iteration(epoch + 1, hook['ends'])
+        if end:
+            check_teacher(content.get(TEACHER_KEY), end * content['meta']['iter'] // epoch)
     cfg.resume = True
     cfg.load_from = resume
 
@@ -179,6 +206,8 @@ def train(
         again = 'choose another --work-dir, or remove this one, to train again'
         return Outcome(result, f'Finished already, nothing to do: {describe(result, cfg.work_dir)}; {again}.')
     fit_machine(cfg, processes)
+    check_network(cfg.model.network)
+    generations = len(mini_generations(cfg)['ends'])
     counts = {} if os.environ.get(CHECKED) else check_data(cfg)
     set_resume(cfg, resume)
     if check_only:
@@ -193,7 +222,6 @@ def train(
         if record.metrics_epoch != runner.max_epochs:
             # Resumed after the last epoch, but before its validation was recorded.
             runner.val_loop.run()
-    generations = max((len(hook.ends) for hook in runner.hooks if hasattr(hook, 'end_epochs')), default=0)
     result = {
         'schema': 1,
         'config': str(config),
@@ -205,6 +233,7 @@ def train(
     }
     if is_main_process(launcher):
         write_result(cfg.work_dir, result)
+    leave_distributed()
     return Outcome(result, f'Finished: {describe(result, cfg.work_dir)}.')
 
 
@@ -229,6 +258,7 @@ def test(
     cfg = load_config(config, data_root, work_dir, options)
     cfg.work_dir = str(work_dir or Path(cfg.work_dir) / 'test')
     content = read_checkpoint(checkpoint)
+    check_network(cfg.model.network)
     check_data(cfg)
     fit_machine(cfg, processes)
     cfg.launcher = launcher
@@ -240,4 +270,6 @@ def test(
     check_fits(model, content, checkpoint)
     model.load_state_dict(content['state_dict'])
     with readable_worker_errors():
-        return runner.test()
+        metrics = runner.test()
+    leave_distributed()
+    return metrics

@@ -1,0 +1,79 @@
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = """
+_base_ = '{root}/configs/demo/sd_r18_demo.py'
+default_data_root = None
+total_batch_size = 8
+model = dict(network='test_resnet', num_classes=4)
+data_preprocessor = dict(rotation=5, jitter=0.1)
+train_dataloader = dict(num_workers=0, dataset=dict(size=32))
+val_dataloader = dict(num_workers=0, batch_size=3, dataset=dict(size=32, resize=36))
+test_dataloader = val_dataloader
+param_scheduler = [
+    dict(
+        type='CosineRestartLR',
+        periods=[2, 1],
+        restart_weights=[1, 1],
+        eta_min=0,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    )
+]
+custom_hooks = [dict(type='SnapshotDistillationHook', ends=[2, 3], distill=True, temperature=2.0)]
+train_cfg = dict(max_epochs=3)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=-1))
+"""
+
+
+def make_image_folder(root, classes=4, train=6, val=2, size=40):
+    """Classification folders whose classes differ in colour."""
+    rng = np.random.default_rng(0)
+    for split, count in (('train', train), ('val', val)):
+        for index in range(classes):
+            folder = root / 'ILSVRC2012' / split / f'n{index:08d}'
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 80, (size, size + 6, 3))
+                pixels[..., index % 3] += 40 * (index + 1)
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f'{number}.JPEG')
+    return root
+
+
+@pytest.fixture(scope='session')
+def image_folder(tmp_path_factory):
+    """A data root with 4 classes, 24 training and 8 validation images."""
+    return make_image_folder(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='session')
+def tiny_config(tmp_path_factory):
+    """An SD config of three epochs, two mini-generations (2 + 1), nine iterations."""
+    path = tmp_path_factory.mktemp('config') / 'sd_tiny.py'
+    path.write_text(TINY.format(root=ROOT))
+    return path
+
+
+@pytest.fixture(scope='session')
+def run_tool():
+    """``run_tool(name, *arguments)`` runs ``tools/<name>`` in this process and returns its exit code."""
+    return _run_tool
+
+
+def _run_tool(name, *arguments):
+    old = sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+    except SystemExit as exit:
+        return exit.code
+    finally:
+        sys.argv = old
+    return 0

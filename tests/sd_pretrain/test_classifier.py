@@ -1,0 +1,119 @@
+import pytest
+import torch
+
+from sd_pretrain.augment import jitter, rotate
+from sd_pretrain.classifier import ImageBatchPreprocessor, TimmClassifier
+from sd_pretrain.cli import InputError
+from sd_pretrain.losses import sd_loss
+from sd_pretrain.teacher import FrozenTeacher
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return TimmClassifier('test_resnet', num_classes=4, network_args={'zero_init_last': False})
+
+
+@pytest.fixture
+def images():
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+LABELS = torch.tensor([0, 1, 2, 3])
+
+
+def test_the_teacher_is_no_part_of_the_model(model):
+    names, modules = set(model.state_dict()), len(list(model.modules()))
+    parameters = {id(parameter) for parameter in model.parameters()}
+    model.attach_teacher(FrozenTeacher(model.network))
+    assert set(model.state_dict()) == names
+    assert all(name.startswith('network.') for name in names)
+    assert len(list(model.modules())) == modules
+    assert {id(parameter) for parameter in model.parameters()} == parameters
+    assert not any(parameter.requires_grad for parameter in model.teacher.network.parameters())
+
+
+def test_the_teacher_sleeps_whatever_the_model_does(model, images):
+    model.attach_teacher(FrozenTeacher(model.network))
+    before, logits = model.teacher.state_dict(), model.teacher(images)
+    mean = model.network.bn1.running_mean.clone()
+    model.train()
+    for _ in range(3):
+        sum(model(images, LABELS, mode='loss').values()).backward()
+    assert not torch.equal(model.network.bn1.running_mean, mean)
+    for key, value in model.teacher.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert torch.equal(model.teacher(images), logits)
+    assert all(parameter.grad is None for parameter in model.teacher.network.parameters())
+
+
+def test_the_loss_is_that_of_student_and_teacher(model, images):
+    model.eval()
+    student = model(images)
+    assert list(model(images, LABELS, mode='loss')) == ['loss_ce']
+    other = TimmClassifier('test_resnet', num_classes=4)
+    model.attach_teacher(FrozenTeacher(other.network), temperature=3.0, lambda_t=0.5)
+    expected = sd_loss(student, other.eval()(images), LABELS, 3.0, lambda_t=0.5)
+    loss = model(images, LABELS, mode='loss')
+    for name in ('loss_ce', 'loss_kl'):
+        torch.testing.assert_close(loss[name], expected[name])
+
+
+def test_the_teacher_follows_the_model(model):
+    model.attach_teacher(FrozenTeacher(model.network))
+    model.double()
+    assert next(model.teacher.network.parameters()).dtype == torch.float64
+
+
+def test_init_weights_keeps_zero_init_last_off(model):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert (model.network.layer1[0].bn2.weight == 1).all()
+
+
+def test_predictions(model, images):
+    model.eval()
+    predictions = model(images, LABELS, mode='predict')
+    torch.testing.assert_close(torch.stack([sample['logits'] for sample in predictions]), model(images))
+    assert [int(sample['label']) for sample in predictions] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match='mode'):
+        model(images, mode='train')
+
+
+def test_unknown_network_names_its_neighbours():
+    with pytest.raises(InputError, match=r"'resnet125'.*resnet152"):
+        TimmClassifier('resnet125')
+
+
+def test_preprocessor_normalises():
+    batch = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    pre = ImageBatchPreprocessor(rotation=30, jitter=0.5, channels_last=True)
+    out = pre({'inputs': batch, 'labels': torch.tensor([1, 2])}, training=False)
+    red = (batch[:, 0].float() - 123.675) / 58.395
+    torch.testing.assert_close(out['inputs'][:, 0], red)
+    assert out['inputs'].is_contiguous(memory_format=torch.channels_last)
+    assert out['labels'].tolist() == [1, 2]
+    trained = pre({'inputs': batch, 'labels': torch.tensor([1, 2])}, training=True)
+    assert not torch.allclose(trained['inputs'], out['inputs'])
+
+
+def test_jitter_changes_each_image_within_bounds():
+    grey = torch.full((64, 3, 4, 4), 100.0)
+    out = jitter(grey, 0.2, torch.Generator().manual_seed(0))
+    # A grey image has neither contrast nor saturation: brightness alone remains.
+    assert 80 <= out.min() < 85
+    assert 115 < out.max() <= 120
+    assert (out.amax((1, 2, 3)) - out.amin((1, 2, 3))).max() < 1e-3
+
+
+def test_rotation_turns_about_the_centre():
+    """Rings stay rings, also in a picture that is not square; a shear or a stretch would move them."""
+    y, x = torch.meshgrid(torch.arange(60.0) - 29.5, torch.arange(90.0) - 44.5, indexing='ij')
+    rings = (torch.hypot(x, y) / 4).sin().expand(16, 3, 60, 90)
+    out = rotate(rings, 45, torch.Generator().manual_seed(0))
+    inner = torch.hypot(x, y) < 28
+    assert (out - rings)[..., inner].abs().max() < 0.1
+    stripes = (x / 4).sin().expand(16, 3, 60, 90)
+    assert (rotate(stripes, 45, torch.Generator().manual_seed(0)) - stripes)[..., inner].abs().max() > 1

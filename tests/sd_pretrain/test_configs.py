@@ -1,0 +1,59 @@
+"""The pretraining configs: every one parses, and says what the paper says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from sd_pretrain.train import load_config, mini_generations
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+LEAVES = [f'{a}_r{d}_imagenet.py' for a in ('bl', 'se', 'sd') for d in (18, 50, 101, 152)]
+DEMO = [f'demo/{a}_r18_demo.py' for a in ('bl', 'se', 'sd')]
+LAYERS = {'r18': 62, 'r50': 161, 'r101': 314, 'r152': 467}
+
+
+@pytest.mark.parametrize('name', LEAVES + DEMO)
+def test_config_builds_its_network_and_agrees_with_itself(name):
+    cfg = load_config(CONFIGS / name)
+    algorithm, depth, _ = Path(name).stem.split('_')
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert len(list(model.parameters())) == LAYERS[depth]
+    assert model.network.fc.out_features == cfg.model.num_classes
+    hook = mini_generations(cfg)
+    periods = cfg.param_scheduler[0].periods
+    assert [sum(periods[: k + 1]) for k in range(len(periods))] == hook.ends
+    assert (len(hook.ends), hook.distill) == {'bl': (1, False), 'se': (2, False), 'sd': (2, True)}[algorithm]
+    assert cfg.work_dir == str(Path('work_dirs') / Path(name).stem)
+    assert cfg.randomness.seed is not None
+
+
+@pytest.mark.parametrize('algorithm, ends', [('bl', [90]), ('se', [45, 90]), ('sd', [45, 90])])
+def test_recipe_of_section_4_2(algorithm, ends):
+    cfg = load_config(CONFIGS / f'{algorithm}_r152_imagenet.py')
+    assert dict(cfg.optim_wrapper.optimizer) == {
+        'type': 'SGD',
+        'lr': 0.1,
+        'momentum': 0.9,
+        'nesterov': True,
+        'weight_decay': 1e-4,
+    }
+    assert cfg.total_batch_size == 8 * cfg.train_dataloader.batch_size == 256
+    assert cfg.train_cfg.max_epochs == 90
+    assert cfg.custom_hooks[0].ends == ends
+    assert cfg.custom_hooks[0].get('temperature') == (2 if algorithm == 'sd' else None)
+    assert cfg.model.network_args.zero_init_last is False
+    assert (cfg.val_dataloader.dataset.resize, cfg.val_dataloader.dataset['size']) == (256, 224)
+
+
+def test_data_root_replaces_the_leading_data():
+    cfg = load_config(CONFIGS / 'sd_r18_imagenet.py', data_root='/sets')
+    assert (
+        cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == '/sets/ILSVRC2012'
+    )
+    demo = load_config(CONFIGS / 'demo/sd_r18_demo.py')
+    assert demo.train_dataloader.dataset.data_root == 'work_dirs/demo_data/ILSVRC2012'
+    demo = load_config(CONFIGS / 'demo/sd_r18_demo.py', data_root='/sets')
+    assert demo.train_dataloader.dataset.data_root == '/sets/ILSVRC2012'

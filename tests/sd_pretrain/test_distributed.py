@@ -1,0 +1,100 @@
+"""Two gloo processes on the CPU through tools/dist_train.sh."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sd_pretrain.snapshot_hook import TEACHER_KEY
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Runs before SnapshotDistillationHook (ABOVE_NORMAL) and after the run: what each process holds.
+SPY = """
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class Spy(Hook):
+    priority = 'ABOVE_NORMAL'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 2:
+            self.student = {key: value.clone() for key, value in runner.model.module.state_dict().items()}
+
+    def after_train(self, runner):
+        seen = {'student': self.student, 'teacher': runner.model.module.teacher.state_dict()}
+        torch.save(seen, f'{runner.work_dir}/rank{get_rank()}.pth')
+"""
+
+CONFIG = """
+_base_ = '{base}'
+custom_imports = dict(imports=[*_base_.custom_imports.imports, 'rank_spy'])
+param_scheduler = [dict(type='CosineRestartLR', periods=[1, 1], restart_weights=[1, 1], eta_min=0,
+                        by_epoch=True, convert_to_iter_based=True)]
+custom_hooks = [
+    dict(type='SnapshotDistillationHook', ends=[1, 2], distill=True, temperature=2.0),
+    dict(type='Spy'),
+]
+train_cfg = dict(max_epochs=2)
+"""
+
+
+def dist_train(*arguments, **environment):
+    if not (ROOT / 'tools' / 'env.sh').is_file():
+        pytest.skip('tools/env.sh is not there')
+    environment = {**os.environ, 'VIRTUAL_ENV': sys.prefix, 'OMP_NUM_THREADS': '1', **environment}
+    command = ['bash', str(ROOT / 'tools' / 'dist_train.sh'), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope='module')
+def two_ranks(tiny_config, image_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('dist')
+    (folder / 'rank_spy.py').write_text(SPY)
+    (folder / 'dist_tiny.py').write_text(CONFIG.format(base=tiny_config))
+    arguments = [folder / 'dist_tiny.py', 2, '--data-root', image_folder, '--work-dir', folder / 'work']
+    done = dist_train(*arguments, PYTHONPATH=str(folder))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder / 'work'
+
+
+def test_both_processes_have_the_same_teacher(two_ranks):
+    first, second = (torch.load(two_ranks / f'rank{rank}.pth') for rank in (0, 1))
+    key = 'bn1.running_mean'
+    students = [rank['student'][f'network.{key}'] for rank in (first, second)]
+    assert not torch.equal(*students), 'the processes should have seen other images'
+    assert first['teacher'].keys() == second['teacher'].keys()
+    for name, value in first['teacher'].items():
+        assert torch.equal(value, second['teacher'][name]), name
+    torch.testing.assert_close(first['teacher'][key], (students[0] + students[1]) / 2)
+
+
+def test_the_run_leaves_what_a_single_process_leaves(two_ranks):
+    names = {path.name for path in two_ranks.iterdir()}
+    assert names >= {'snapshot_1.pth', 'snapshot_2.pth', 'epoch_1.pth', 'epoch_2.pth', 'result.json'}
+    teacher = torch.load(two_ranks / 'rank0.pth')['teacher']
+    snapshot = torch.load(two_ranks / 'snapshot_1.pth', weights_only=True)['state_dict']
+    checkpoint = torch.load(two_ranks / 'epoch_2.pth', weights_only=False)
+    assert all(key.startswith('network.') for key in checkpoint['state_dict'])
+    for name, value in teacher.items():
+        assert torch.equal(value, snapshot[f'network.{name}']), name
+        assert torch.equal(value, checkpoint[TEACHER_KEY]['state_dict'][name]), name
+    assert 0 <= json.loads((two_ranks / 'result.json').read_text())['top1'] <= 1
+
+
+def test_mistakes_are_one_line_before_any_process_starts(tmp_path, tiny_config):
+    done = dist_train(tiny_config, 2, '--data-root', tmp_path / 'nowhere', '--work-dir', tmp_path / 'work')
+    assert done.returncode == 2
+    assert 'no data root' in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
+    done = dist_train(tiny_config, 'two')
+    assert done.returncode == 2
+    assert 'usage' in done.stderr

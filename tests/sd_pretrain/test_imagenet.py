@@ -1,0 +1,104 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sd_pretrain.cli import InputError
+from sd_pretrain.imagenet import ImageNetFolder, check_imagenet, read_image
+
+
+@pytest.fixture
+def root(image_folder, tmp_path):
+    return shutil.copytree(image_folder / 'ILSVRC2012', tmp_path / 'ILSVRC2012')
+
+
+def test_counts(root):
+    assert check_imagenet(root) == {'classes': 4, 'train': 24, 'val': 8}
+
+
+def test_samples_are_uint8_of_the_asked_size_in_class_order(root):
+    train = ImageNetFolder(str(root), 'train', size=32)
+    sample = train[23]
+    assert len(train) == 24
+    assert sample['inputs'].shape == (3, 32, 32)
+    assert sample['inputs'].dtype == torch.uint8
+    assert [train[index]['labels'] for index in (0, 5, 6, 23)] == [0, 0, 1, 3]
+    assert train.metainfo['classes'] == ('n00000000', 'n00000001', 'n00000002', 'n00000003')
+
+
+def test_training_crops_differ_and_testing_takes_the_centre(root):
+    train = ImageNetFolder(str(root), 'train', size=32)
+    assert not torch.equal(train[0]['inputs'], train[0]['inputs'])
+    val = ImageNetFolder(str(root), 'val', size=32, resize=40)
+    image = read_image(root / 'val' / 'n00000000' / '0.JPEG')
+    assert image.shape == (3, 40, 46)
+    assert torch.equal(val[0]['inputs'], image[:, 4:36, 7:39])
+
+
+def test_missing_root(tmp_path):
+    with pytest.raises(InputError, match=r'no data root .*nothing.*--data-root'):
+        check_imagenet(tmp_path / 'nothing')
+
+
+def test_missing_split(root):
+    shutil.rmtree(root / 'val')
+    with pytest.raises(InputError, match=r"no folder 'val'.*image-net\.org"):
+        check_imagenet(root)
+
+
+def test_split_without_classes(root):
+    shutil.rmtree(root / 'val')
+    (root / 'val').mkdir()
+    with pytest.raises(InputError, match='no class folders'):
+        check_imagenet(root)
+
+
+def test_empty_class_folder_is_named(root):
+    for image in (root / 'train' / 'n00000002').iterdir():
+        image.unlink()
+    with pytest.raises(InputError, match='n00000002 has no images'):
+        check_imagenet(root)
+    with pytest.raises(InputError, match='n00000002 has no images'):
+        ImageNetFolder(str(root), 'train')
+
+
+@pytest.mark.parametrize('split, other', [('train', 'val'), ('val', 'train')])
+def test_classes_of_both_splits_must_agree(root, split, other):
+    shutil.rmtree(root / split / 'n00000001')
+    with pytest.raises(InputError, match=f'{split} lacks 1 class folders that {other} has: n00000001'):
+        check_imagenet(root)
+
+
+def test_full_size_says_what_is_missing(root):
+    with pytest.raises(InputError, match=r'train: 24 of 1,281,167; val: 8 of 50,000.*image-net\.org'):
+        check_imagenet(root, full_size=True)
+
+
+@pytest.mark.parametrize('content', [b'', b'no image', None])
+def test_damaged_image_is_named(root, content):
+    path = root / 'train' / 'n00000000' / '0.JPEG'
+    path.write_bytes(path.read_bytes()[:200] if content is None else content)
+    with pytest.raises(InputError, match=r'cannot read image .*n00000000.0\.JPEG'):
+        read_image(path)
+
+
+def test_exotic_images_become_rgb(tmp_path):
+    """ILSVRC2012 holds CMYK and grey JPEGs and a PNG that is named JPEG."""
+    pixels = Image.fromarray(np.full((9, 7, 3), (200, 40, 10), np.uint8))
+    for mode, kind in (('CMYK', 'JPEG'), ('L', 'JPEG'), ('RGB', 'PNG'), ('RGBA', 'PNG'), ('P', 'PNG')):
+        path = tmp_path / f'{mode}.JPEG'
+        pixels.convert(mode).save(path, format=kind)
+        image = read_image(path)
+        assert image.shape == (3, 9, 7)
+        assert image.dtype == torch.uint8
+        if mode not in 'LP':
+            assert (image[:, 4, 3].int() - torch.tensor([200, 40, 10])).abs().max() < 12, mode
+
+
+def test_real_photos(real_data):
+    counts = check_imagenet(real_data / 'ILSVRC2012')
+    assert counts['classes'] == 24
+    val = ImageNetFolder(str(real_data / 'ILSVRC2012'), 'val')
+    assert val[0]['inputs'].shape == (3, 224, 224)
