@@ -236,7 +236,11 @@ def stage(
     """
     import torch
 
-    tensors = {name: _own_storage(tensor.detach().cpu()) for name, tensor in state_dict.items()}
+    tensors = {
+        # Unlike contiguous(), this gives 1x1 convolutions of a channels_last network plain strides, too.
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state_dict.items()
+    }
     target = Path(dst)
     folder = target if str(dst).endswith(('/', os.sep)) or target.is_dir() else target.parent
     name = stem if folder == target else HASHED_NAME.sub('', target.name).removesuffix('.pth')
@@ -254,11 +258,6 @@ def stage(
         reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
         raise InputError(f'cannot write {folder / name}-<hash>.pth: {reason}') from None
     return temporary, folder / f'{name}-{sha256[:8]}.pth', sha256
-
-
-def _own_storage(tensor: Tensor) -> Tensor:
-    tensor = tensor.contiguous()
-    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 def commit(temporary: Path, final: Path, sha256: str) -> None:

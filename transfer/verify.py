@@ -16,7 +16,7 @@ from sd_pretrain.cli import InputError
 STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
 
 # Output stride 16, as in the transfer's DeepLabv3: stage 4 keeps its resolution and dilates instead.
-_DEEPLAB = {'strides': (1, 2, 2, 1), 'dilations': (1, 1, 1, 2)}
+_DEEPLAB = {'strides': (1, 2, 2, 1), 'dilations': (1, 1, 1, 2), 'contract_dilation': True}
 
 
 @contextlib.contextmanager
@@ -119,13 +119,14 @@ def dilate_stage4(network: nn.Module) -> None:
     """Turn a torchvision or timm ResNet, in place, into output stride 16 by atrous convolution.
 
     Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", Sec. 3, with multi-grid
-    (1, 1, 1): the stride of stage 4 becomes 1, and the convolution that carried it has rate 2 in every block.
-    timm's ``output_stride=16`` is another network: the first block keeps rate 1, and basic blocks dilate both
-    convolutions.
+    (1, 1, 1): the stride of stage 4 becomes 1, and what came after the stride is dilated at rate 2. In each
+    block that is the convolution at the stride's place; the first block's still sees the grid before it and
+    keeps rate 1. timm's own ``output_stride=16`` dilates both convolutions of basic blocks, mmseg does not.
     """
-    for block in network.layer4:
+    for index, block in enumerate(network.layer4):
         conv = block.conv2 if hasattr(block, 'conv3') else block.conv1
-        conv.stride, conv.dilation, conv.padding = (1, 1), (2, 2), (2, 2)
+        rate = 2 if index else 1
+        conv.stride, conv.dilation, conv.padding = (1, 1), (rate, rate), (rate, rate)
         if block.downsample is not None:
             block.downsample[0].stride = (1, 1)
 
@@ -156,11 +157,11 @@ def compare(
     classes = len(source['fc.bias']) if 'fc.bias' in source and target not in ('mmdet', 'mmseg') else 0
     with torch.device('meta'):
         reference = reference_network(arch, classes, library)
-    expected = {name: source[name] for name in reference.state_dict()}
-    reference.load_state_dict(
-        {name: value.float() if value.is_floating_point() else value for name, value in expected.items()},
-        assign=True,
-    )
+    # A network trained in channels_last saves its tensors so: other strides, other kernels, other rounding.
+    plain = torch.contiguous_format
+    expected = {name: source[name].clone(memory_format=plain) for name in reference.state_dict()}
+    floats = {name: value.float() if value.is_floating_point() else value for name, value in expected.items()}
+    reference.load_state_dict(floats, assign=True)
     if target == 'mmseg':
         dilate_stage4(reference)
     networks = build_target(arch, target, classes, file)

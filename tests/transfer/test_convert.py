@@ -163,6 +163,16 @@ def test_half_precision_is_kept_and_verified(weights, tmp_path):
     assert loaded(done.path)['conv1.weight'].dtype == torch.float16
 
 
+def test_channels_last_weights_become_plain(weights, tmp_path):
+    tensors = weights['resnet18']
+    last = {k: v.clone(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in tensors.items()}
+    torch.save({'state_dict': prefixed(last, 'network.')}, tmp_path / 'x.pth')
+    done = convert(tmp_path / 'x.pth', tmp_path, 'timm')
+    for key, value in loaded(done.path).items():
+        assert value.stride() == torch.empty(value.shape).stride(), key
+        assert torch.equal(value, tensors[key]), key
+
+
 def test_another_entry_by_key(weights, tmp_path):
     averaged = {key: value / 2 for key, value in weights['resnet18'].items()}
     torch.save({'state_dict': weights['resnet18'], 'state_dict_ema': averaged}, tmp_path / 'x.pth')
@@ -274,7 +284,7 @@ def test_swapped_batch_norms_fail_the_comparison_and_leave_no_file(plain, tmp_pa
 
 
 def test_the_same_weights_under_other_dilations_fail_the_comparison(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, '_DEEPLAB', {'strides': (1, 2, 2, 1), 'dilations': (1, 1, 1, 4)})
+    monkeypatch.setitem(verify._DEEPLAB, 'contract_dilation', False)
     with pytest.raises(InputError, match=r'relative: layer4 by [\d.e+-]+$'):
         convert(plain / 'resnet50.pth', tmp_path, 'mmseg')
     assert list(tmp_path.iterdir()) == []
