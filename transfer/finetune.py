@@ -7,7 +7,6 @@ backbone was loaded, unrounded metrics, and a ``result.json`` that says what was
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import time
@@ -22,11 +21,18 @@ from mmengine.runner import Runner
 
 from sd_pretrain.cli import InputError, run_main, set_data_root, split_total_batch
 from transfer import mmcv_ops
-from transfer.backbone import Backbone, config_arch, prove_loaded, put_into, read_backbone
+from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
+from transfer.run_record import check_lists, check_work_dir, describe, load_config, write_json
 
-SCHEMA = 1
-# With any of these different it is another run; the second of each pair is what to call it in a message.
-_IDENTITY = (('config_sha256', 'config'), ('sha256', 'backbone'), ('seed', 'seed'))
+
+class _Options(DictAction):
+    """mmengine's ``--cfg-options``, without a traceback for a missing ``=``."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        wrong = [value for value in values if '=' not in value]
+        if wrong:
+            raise InputError(f'--cfg-options {wrong[0]}: KEY=VALUE is needed')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -42,87 +48,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--data-root', help='replaces the leading "data" of the data roots in the config')
     parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')
     parser.add_argument('--resume', action='store_true', help='go on with a broken-off run in the work dir')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=_Options, metavar='KEY=VALUE')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
-
-
-def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = False) -> Config:
-    """Read a det or seg config and apply the options.
-
-    Raises:
-        InputError: the file is missing, is no config, or is not one of a transfer task.
-    """
-    if not Path(path).is_file():
-        raise InputError(f'no config {path}; see configs/README.md for those there are')
-    try:
-        cfg = Config.fromfile(path)
-        if cfg_options:
-            cfg.merge_from_dict(cfg_options)
-    except Exception as error:  # A config is a program: it can fail in any way.
-        raise InputError(
-            f'{path} does not read as a config, with its options: {type(error).__name__}: {error}'
-        ) from error
-    if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
-        raise InputError(f'{path} is no config of a transfer task: take one of configs/det or configs/seg')
-    if amp:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
-    return cfg
-
-
-def config_sha256(cfg: Config) -> str:
-    """Hash what :func:`load_config` returns; the file's name and format do not count."""
-    content = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
-    """Return what identifies a run, the part of ``result.json`` that is known before it starts."""
-    return {
-        'schema': SCHEMA,
-        'task': cfg.task,
-        'dataset': cfg.dataset,
-        'seed': seed,
-        'config': _relative(cfg.filename),
-        'config_sha256': config_sha256(cfg),
-        'arch': config_arch(cfg),
-        'backbone': backbone.path,
-        'sha256': backbone.sha256,
-    }
-
-
-def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
-    """Say what a work dir holds of the run ``wanted``: ``'nothing'``, ``'part'`` or ``'all'`` of it.
-
-    Raises:
-        InputError: it holds another run; says what differs.
-    """
-    for file, state in (('result.json', 'all'), ('run.json', 'part')):
-        if not (work_dir / file).exists():
-            continue
-        try:
-            found = json.loads((work_dir / file).read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f'{work_dir / file} does not parse ({error}); delete {work_dir} to run anew'
-            ) from error
-        different = [
-            f'{what} was {_short(found, key, what)}, is now {_short(wanted, key, what)}'
-            for key, what in _IDENTITY
-            if found.get(key) != wanted[key]
-        ]
-        if different:
-            raise InputError(
-                f'{work_dir} holds another run: {"; ".join(different)}. '
-                f'Take another --work-dir, or delete {work_dir}'
-            )
-        return state
-    return 'nothing'
-
-
-def _short(run: dict[str, Any], key: str, what: str) -> str:
-    return f'{run.get(what)} ({str(run.get(key))[:8]})' if key != what else str(run.get(key))
 
 
 class _ProvingRunner(Runner):
@@ -183,7 +112,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     put_into(cfg, backbone)
     _localise(cfg, args)
     if rank == 0:
-        _write_json(args.work_dir / 'run.json', run)
+        write_json(args.work_dir / 'run.json', run)
 
     runner = _ProvingRunner.from_cfg(cfg)
     runner.backbone = backbone
@@ -198,7 +127,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         'seconds': hook.seconds,
     }
     if rank == 0:
-        _write_json(args.work_dir / 'result.json', result)
+        write_json(args.work_dir / 'result.json', result)
     return result
 
 
@@ -207,7 +136,7 @@ def _localise(cfg: Config, args: argparse.Namespace) -> None:
     if args.data_root:
         # Config is not a dict, its content is.
         set_data_root(cfg._cfg_dict, args.data_root)
-    _check_lists(cfg)
+    check_lists(cfg)
     cfg.work_dir = str(args.work_dir)
     cfg.resume = args.resume
     cfg.launcher = args.launcher
@@ -247,25 +176,6 @@ def _join_cpu_group(cfg: Config) -> None:
     plain_bn(cfg.model)
 
 
-def voc_datasets(cfg: Config) -> list[dict]:
-    """Return the VOC datasets of a config, those to train on first; wrappers are opened."""
-    found, waiting = [], [cfg.train_dataloader.dataset, cfg.val_dataloader.dataset]
-    while waiting:
-        one = waiting.pop(0)
-        inner = [*one.get('datasets', []), *([one.dataset] if 'dataset' in one else [])]
-        waiting = [*inner, *waiting]
-        if not inner:
-            found.append(one)
-    return found
-
-
-def _check_lists(cfg: Config) -> None:
-    for dataset in voc_datasets(cfg):
-        path = Path(dataset.data_root) / dataset.ann_file
-        if not path.is_file():
-            raise InputError(f'no {path}: put the data there, or say with --data-root where "data" is')
-
-
 def _summary(task: str, metrics: dict[str, float], evaluators: list[Any]) -> dict[str, Any]:
     """Return ``metrics`` and ``per_class`` of result.json, as fractions."""
     if task == 'det':
@@ -281,20 +191,6 @@ def _summary(task: str, metrics: dict[str, float], evaluators: list[Any]) -> dic
 def _name(work_dir: Path) -> str:
     work_dir = work_dir.absolute()
     return work_dir.parent.name if work_dir.name.startswith('seed') else work_dir.name
-
-
-def _relative(path: str) -> str:
-    """Return a path relative to the repository, so that a result reads the same on another machine."""
-    root = Path(__file__).resolve().parents[1]
-    resolved = Path(path).resolve()
-    return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else str(resolved)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.json.part')
-    partial.write_text(json.dumps(content, indent=2) + '\n')
-    partial.replace(path)
 
 
 def main(argv: list[str] | None = None) -> None:

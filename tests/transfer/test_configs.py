@@ -1,0 +1,202 @@
+"""The det and seg configs: each is what its name says, and stock mmdet and mmseg run it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from transfer import mmcv_ops
+from transfer.backbone import put_into, read_backbone
+
+REPO = Path(__file__).resolve().parents[2]
+LEAVES = sorted(path for folder in ('det', 'seg') for path in (REPO / 'configs' / folder).glob('*.py'))
+DEMOS = sorted((REPO / 'configs/demo').glob('faster-rcnn*')) + sorted(
+    (REPO / 'configs/demo').glob('deeplab*')
+)
+
+
+def build(cfg, device='meta'):
+    mmcv_ops.install()
+    init_default_scope(cfg.default_scope)
+    if cfg.default_scope == 'mmdet':
+        from mmdet.registry import MODELS
+    else:
+        from mmseg.registry import MODELS
+    with torch.device(device):
+        return MODELS.build(cfg.model)
+
+
+def test_every_task_and_depth_has_its_leaf():
+    names = {path.name for path in LEAVES}
+    for depth in (18, 50, 101, 152):
+        assert f'faster-rcnn_r{depth}-c4_8xb2_voc07.py' in names
+        assert f'faster-rcnn_r{depth}-fpn_8xb2_voc07.py' in names
+        assert f'deeplabv3_r{depth}-d16-syncbn_8xb1_voc12aug.py' in names
+
+
+@pytest.mark.parametrize('path', LEAVES + DEMOS, ids=lambda path: path.stem)
+def test_leaf_is_what_its_name_says_and_runs_without_this_project(path):
+    cfg = Config.fromfile(path)
+    depth = int(re.search(r'_r(\d+)-', path.name)[1])
+    assert cfg.model.backbone.depth == depth
+    assert 'custom_imports' not in cfg
+    if batch := re.search(r'_(\d+)xb(\d+)_', path.name):
+        assert int(batch[1]) * cfg.train_dataloader.batch_size == cfg.total_batch_size
+        assert cfg.train_dataloader.batch_size == int(batch[2])
+        inits = [cfg.model.backbone.init_cfg]
+        if 'c4' in path.name:
+            assert cfg.model.roi_head.shared_head.depth == depth
+            inits.append(cfg.model.roi_head.shared_head.init_cfg)
+        assert {init.checkpoint for init in inits} == {f'torchvision://resnet{depth}'}
+    # Fails where a head does not fit the backbone's channels in its constructor.
+    model = build(cfg)
+    trained = {
+        name
+        for name, module in model.backbone.named_modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.weight.requires_grad
+    }
+    assert bool(trained) == ('syncbn' in path.name or 'deeplab' in path.name), 'the name says the BN regime'
+
+
+@pytest.mark.parametrize(
+    'stem',
+    [
+        'det/faster-rcnn_r18-c4_8xb2_voc07',
+        'det/faster-rcnn_r18-fpn_8xb2_voc07',
+        'seg/deeplabv3_r18-d16-syncbn_8xb1_voc12aug',
+    ],
+)
+def test_heads_fit_the_backbone_of_resnet18(stem):
+    cfg = Config.fromfile(REPO / f'configs/{stem}.py')
+    put_into(cfg, read_backbone('none'))
+    model = build(cfg, 'cpu').eval()
+    with torch.no_grad():
+        features = model.extract_feat(torch.zeros(1, 3, 64, 64))
+        out = model.decode_head(features) if 'seg' in stem else model.rpn_head(features)
+        if 'c4' in stem:
+            pooled = model.roi_head.bbox_roi_extractor(features, torch.tensor([[0.0, 0, 0, 63, 63]]))
+            scores, boxes = model.roi_head.bbox_head(model.roi_head.shared_head(pooled))
+            assert scores.shape == (1, 21) and boxes.shape == (1, 80)
+    if 'seg' in stem:
+        assert out.shape == (1, 21, 4, 4), 'output stride 16'
+
+
+def test_multi_grid_multiplies_the_rate_of_the_last_stage():
+    model = build(Config.fromfile(REPO / 'configs/seg/deeplabv3_r101-d16-mg124-syncbn_8xb1_voc12aug.py'))
+    assert [block.conv2.dilation[0] for block in model.backbone.layer4] == [2, 4, 8]
+
+
+def test_schedules_are_the_papers():
+    det = Config.fromfile(REPO / 'configs/det/faster-rcnn_r152-c4_8xb2_voc07.py')
+    seg = Config.fromfile(REPO / 'configs/seg/deeplabv3_r152-d16-syncbn_8xb1_voc12aug.py')
+    assert (det.total_batch_size, det.train_cfg.max_epochs, det.optim_wrapper.optimizer.lr) == (16, 10, 0.01)
+    assert (seg.total_batch_size, seg.train_cfg.max_epochs, seg.optim_wrapper.optimizer.lr) == (8, 50, 0.007)
+    # "Poly" falls at each of 50 * 100 iterations, in mmengine to 0 at the last one (hence 4999).
+    rates = learning_rates(seg, epoch_length=100)
+    assert rates[0] == 0.007
+    assert rates[1] == pytest.approx(0.007 * (1 - 1 / 4999) ** 0.9, rel=1e-6)
+    assert rates[2500] == pytest.approx(0.007 * (1 - 2500 / 4999) ** 0.9, rel=1e-6)
+    assert det.param_scheduler[0].milestones == [8]
+
+
+def learning_rates(cfg, epoch_length):
+    from mmengine.registry import PARAM_SCHEDULERS
+    from torch.optim import SGD
+
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
+    settings = dict(cfg.param_scheduler[0])
+    assert settings.pop('convert_to_iter_based')
+    kind = PARAM_SCHEDULERS.get(settings.pop('type'))
+    scheduler = kind.build_iter_from_epoch(optimizer=optimizer, epoch_length=epoch_length, **settings)
+    rates = []
+    for _ in range(50 * epoch_length):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_flip2x_walks_each_image_and_its_mirror_once(tiny_voc):
+    from sd_pretrain.cli import set_data_root
+
+    cfg = Config.fromfile(REPO / 'configs/det/faster-rcnn_r101-c4_8xb2_voc07-flip2x.py')
+    set_data_root(cfg._cfg_dict, tiny_voc)
+    for part in cfg.train_dataloader.dataset.datasets:
+        part.filter_cfg.min_size = 1
+    mmcv_ops.install()
+    init_default_scope('mmdet')
+    from mmdet.registry import DATASETS
+
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(dataset) == 8
+    plain, mirrored = dataset[0]['inputs'], dataset[4]['inputs']
+    assert torch.equal(plain.flip(-1), mirrored)
+
+
+@pytest.fixture(scope='module')
+def backbone(tmp_path_factory):
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    tensors = {key: value for key, value in resnet18().state_dict().items() if not key.startswith('fc.')}
+    path = tmp_path_factory.mktemp('backbone') / 'r18.pth'
+    torch.save({'meta': {}, 'state_dict': tensors}, path)
+    return path
+
+
+@pytest.fixture(params=['generated', 'real'])
+def photo(request, tmp_path):
+    if request.param == 'real':
+        root = request.getfixturevalue('real_data')
+        return str(min((root / 'VOCdevkit/VOC2007/JPEGImages').glob('*.jpg')))
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)).save(
+        tmp_path / 'photo.jpg'
+    )
+    return str(tmp_path / 'photo.jpg')
+
+
+def with_backbone(cfg, backbone, tmp_path):
+    """What a user of stock mmdet or mmseg does: name the file in init_cfg, initialise, save."""
+    cfg.model.backbone.init_cfg.checkpoint = str(backbone)
+    if 'roi_head' in cfg.model:
+        cfg.model.roi_head.shared_head.init_cfg.checkpoint = str(backbone)
+    model = build(cfg, 'cpu')
+    model.init_weights()
+    torch.save({'meta': {}, 'state_dict': model.state_dict()}, tmp_path / 'model.pth')
+    return str(tmp_path / 'model.pth')
+
+
+def test_mmdet_reads_the_backbone_file_and_predicts(backbone, photo, tmp_path):
+    path = REPO / 'configs/det/faster-rcnn_r18-c4_8xb2_voc07.py'
+    cfg = Config.fromfile(path)
+    cfg.model.test_cfg.rpn.max_per_img = 20
+    checkpoint = with_backbone(cfg, backbone, tmp_path)
+    from mmdet.apis import inference_detector, init_detector
+
+    model = init_detector(cfg, checkpoint, palette='voc', device='cpu')
+    wanted = torch.load(backbone, weights_only=True)['state_dict']
+    assert torch.equal(model.backbone.conv1.weight, wanted['conv1.weight'])
+    assert torch.equal(model.roi_head.shared_head.layer4[1].conv2.weight, wanted['layer4.1.conv2.weight'])
+    found = inference_detector(model, photo).pred_instances
+    assert 0 < len(found) <= 100 and found.bboxes.isfinite().all()
+
+
+def test_mmseg_reads_the_backbone_file_and_predicts(backbone, photo, tmp_path):
+    path = REPO / 'configs/seg/deeplabv3_r18-d16-syncbn_8xb1_voc12aug.py'
+    cfg = Config.fromfile(path)
+    checkpoint = with_backbone(cfg, backbone, tmp_path)
+    from mmseg.apis import inference_model, init_model
+    from PIL import Image
+
+    model = init_model(str(path), checkpoint, device='cpu')
+    wanted = torch.load(backbone, weights_only=True)['state_dict']
+    assert torch.equal(model.backbone.layer4[1].conv2.weight, wanted['layer4.1.conv2.weight'])
+    found = inference_model(model, photo).pred_sem_seg.data
+    width, height = Image.open(photo).size
+    assert found.shape == (1, height, width), 'the whole image in its own size'

@@ -1,0 +1,66 @@
+"""Fine-tune backbones on a task and compare them: ``tools/transfer.sh det voc07 BL=a.pth SD=b.pth``."""
+
+from __future__ import annotations
+
+# Not tools/transfer.py: beside the other tools that would hide the package of that name.
+import argparse
+import os
+from pathlib import Path
+
+from sd_pretrain.cli import InputError, run_main
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog='tools/transfer.sh', description=__doc__)
+    parser.add_argument('task', help='det or seg')
+    parser.add_argument('dataset', help='voc07 (det) or voc12 (seg)')
+    parser.add_argument(
+        'checkpoints',
+        nargs='*',
+        metavar='NAME=CHECKPOINT',
+        help='checkpoint file, pretraining work dir, torchvision:NAME, timm:NAME, or "none" for random weights; '
+        'the first is the baseline (default: BL and SD from work_dirs/{bl,sd}_r152_imagenet)',
+    )
+    gpus = os.environ.get('GPUS', '1')
+    parser.add_argument('--gpus', default=gpus, help='GPUs of one run (default: $GPUS, or 1)')
+    parser.add_argument('--seeds', default='1', help='how many (3), or which (0,1,7); default: seed 0')
+    parser.add_argument('--data-root', help='where VOCdevkit is (default: data)')
+    parser.add_argument('--config', help='another config than the one for the task and depth')
+    parser.add_argument('--demo', action='store_true', help='the small configs on the embedded emoji world')
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/transfer, with --demo ..._demo')
+    parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')
+    parser.add_argument('--parallel', type=int, default=1, metavar='N', help='runs side by side')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to each run'
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    args = parse_args(argv)
+    if not args.gpus.isdigit():
+        raise InputError(f'--gpus (or GPUS) {args.gpus}: a number is needed')
+    from transfer import runner, table
+
+    runner.find_task(args.task, args.dataset)
+    checkpoints = runner.named_checkpoints(args.checkpoints, args.demo)
+    work_dir = args.work_dir or Path('work_dirs/transfer_demo' if args.demo else 'work_dirs/transfer')
+    options = runner.Options(
+        seeds=runner.parse_seeds(args.seeds),
+        gpus=int(args.gpus),
+        parallel=args.parallel,
+        data_root=args.data_root,
+        config=args.config,
+        demo=args.demo,
+        work_dir=work_dir,
+        amp=args.amp,
+        cfg_options=args.cfg_options,
+    )
+    runner.run_transfer(args.task, args.dataset, checkpoints, options)
+    print(table.format_table(table.collect(work_dir), baseline=next(iter(checkpoints))))
+
+
+if __name__ == '__main__':
+    run_main(main)

@@ -1,0 +1,129 @@
+"""What a fine-tuning run is: its config, its identity, and what of it a work dir already holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from sd_pretrain.cli import InputError
+from transfer.backbone import Backbone, config_arch
+
+SCHEMA = 1
+# With any of these different it is another run; the second of each pair is what to call it in a message.
+_IDENTITY = (('config_sha256', 'config'), ('sha256', 'backbone'), ('seed', 'seed'))
+
+
+def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = False) -> Config:
+    """Read a det or seg config and apply the options.
+
+    Raises:
+        InputError: the file is missing, is no config, or is not one of a transfer task.
+    """
+    if not Path(path).is_file():
+        raise InputError(f'no config {path}; see configs/README.md for those there are')
+    try:
+        cfg = Config.fromfile(path)
+        if cfg_options:
+            cfg.merge_from_dict(cfg_options)
+    except Exception as error:  # A config is a program: it can fail in any way.
+        raise InputError(
+            f'{path} does not read as a config, with its options: {type(error).__name__}: {error}'
+        ) from error
+    if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
+        raise InputError(f'{path} is no config of a transfer task: take one of configs/det or configs/seg')
+    if amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    return cfg
+
+
+def config_sha256(cfg: Config) -> str:
+    """Hash what :func:`load_config` returns; the file's name and format do not count."""
+    content = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
+    """Return what identifies a run, the part of ``result.json`` that is known before it starts."""
+    return {
+        'schema': SCHEMA,
+        'task': cfg.task,
+        'dataset': cfg.dataset,
+        'seed': seed,
+        'config': _relative(cfg.filename),
+        'config_sha256': config_sha256(cfg),
+        'arch': config_arch(cfg),
+        'backbone': backbone.path,
+        'sha256': backbone.sha256,
+    }
+
+
+def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
+    """Say what a work dir holds of the run ``wanted``: ``'nothing'``, ``'part'`` or ``'all'`` of it.
+
+    Raises:
+        InputError: it holds another run; says what differs.
+    """
+    for file, state in (('result.json', 'all'), ('run.json', 'part')):
+        if not (work_dir / file).exists():
+            continue
+        try:
+            found = json.loads((work_dir / file).read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f'{work_dir / file} does not parse ({error}); delete {work_dir} to run anew'
+            ) from error
+        different = [
+            f'{what} was {_short(found, key, what)}, is now {_short(wanted, key, what)}'
+            for key, what in _IDENTITY
+            if found.get(key) != wanted[key]
+        ]
+        if different:
+            raise InputError(
+                f'{work_dir} holds another run: {"; ".join(different)}. '
+                f'Take another --work-dir, or delete {work_dir}'
+            )
+        return state
+    return 'nothing'
+
+
+def _short(run: dict[str, Any], key: str, what: str) -> str:
+    return f'{run.get(what)} ({str(run.get(key))[:8]})' if key != what else str(run.get(key))
+
+
+def voc_datasets(cfg: Config) -> list[dict]:
+    """Return the VOC datasets of a config, those to train on first; wrappers are opened."""
+    found, waiting = [], [cfg.train_dataloader.dataset, cfg.val_dataloader.dataset]
+    while waiting:
+        one = waiting.pop(0)
+        inner = [*one.get('datasets', []), *([one.dataset] if 'dataset' in one else [])]
+        waiting = [*inner, *waiting]
+        if not inner:
+            found.append(one)
+    return found
+
+
+def check_lists(cfg: Config) -> None:
+    """Raise InputError unless the image lists of a config are there."""
+    for dataset in voc_datasets(cfg):
+        path = Path(dataset.data_root) / dataset.ann_file
+        if not path.is_file():
+            raise InputError(f'no {path}: put the data there, or say with --data-root where "data" is')
+
+
+def _relative(path: str) -> str:
+    """Return a path relative to the repository, so that a result reads the same on another machine."""
+    root = Path(__file__).resolve().parents[1]
+    resolved = Path(path).resolve()
+    return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else str(resolved)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix('.json.part')
+    partial.write_text(json.dumps(content, indent=2) + '\n')
+    partial.replace(path)

@@ -1,0 +1,296 @@
+"""Plan and run the fine-tunings of several backbones on one task: which config, and what is done already."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sd_pretrain.cli import InputError, set_data_root, split_total_batch
+from transfer import check_data, finetune, jobs
+from transfer.backbone import RANDOM, put_into, read_backbone
+from transfer.checkpoint_io import is_published, load_checkpoint, read_meta, sha256_of
+from transfer.convert import convert
+from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
+from transfer.sources import resolve
+
+# One file serves both tasks, so that a name stands for one backbone, byte for byte. Converting for mmdet
+# proves the most: the backbone and the shared head of C4.
+_TARGET = 'mmdet'
+_DEMO_DATA = 'work_dirs/demo_data'
+_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]*')
+
+
+@dataclass(frozen=True)
+class Task:
+    """A transfer task: its config for each depth, its demo config, and the check of its data."""
+
+    config: str
+    demo_config: str
+    check: Callable[..., Any]
+
+
+# To add one: its configs, a check, and a line here.
+TASKS = {
+    ('det', 'voc07'): Task(
+        config='configs/det/faster-rcnn_r{depth}-c4_8xb2_voc07.py',
+        demo_config='configs/demo/faster-rcnn_r18-c4_demo-voc07.py',
+        check=check_data.check_voc07,
+    ),
+    ('seg', 'voc12'): Task(
+        config='configs/seg/deeplabv3_r{depth}-d16-syncbn_8xb1_voc12aug.py',
+        demo_config='configs/demo/deeplabv3_r18-d16_demo-voc12.py',
+        check=check_data.check_voc12,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to fine-tune; ``config`` and ``data_root`` default by task, depth and ``demo``."""
+
+    seeds: Sequence[int] = (0,)
+    gpus: int = 1
+    parallel: int = 1
+    data_root: str | None = None
+    config: str | None = None
+    demo: bool = False
+    work_dir: Path = Path('work_dirs/transfer')
+    amp: bool = False
+    cfg_options: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning: one backbone, one seed; ``state`` is what its work dir holds of it."""
+
+    name: str
+    seed: int
+    work_dir: Path
+    arguments: list[str] = field(repr=False)
+    state: str
+
+
+def find_task(task: str, dataset: str) -> Task:
+    """Look a task up.
+
+    Raises:
+        InputError: there is none of that name; lists those there are.
+    """
+    if (task, dataset) not in TASKS:
+        known = ', '.join(' '.join(pair) for pair in TASKS)
+        raise InputError(f'unknown task {task!r} on dataset {dataset!r}: there are {known}')
+    return TASKS[task, dataset]
+
+
+def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, str]:
+    """Read ``NAME=CHECKPOINT`` arguments; the first is the baseline. Without any: the paper's BL and SD.
+
+    Raises:
+        InputError: a pair lacks its ``=`` or checkpoint, a name cannot name a folder, or is there twice.
+    """
+    stem = '{}_r18_demo' if demo else '{}_r152_imagenet'
+    if not pairs:
+        pairs = [f'{name}=work_dirs/{stem.format(name.lower())}' for name in ('BL', 'SD')]
+    named: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, checkpoint = pair.partition('=')
+        if not equals or not checkpoint:
+            raise InputError(f'{pair!r} is not NAME=CHECKPOINT, such as SD=work_dirs/sd_r152_imagenet')
+        if not _NAME.fullmatch(name):
+            raise InputError(f'{name!r} of {pair!r} cannot name a folder: use letters, digits and . _ + -')
+        if name in named:
+            raise InputError(f'the name {name} is given twice ({named[name]} and {checkpoint})')
+        named[name] = checkpoint
+    return named
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read ``--seeds``: a number of seeds (``3``: 0, 1, 2), or the seeds (``0,7`` or ``7,``).
+
+    Raises:
+        InputError: neither, or the same seed twice.
+    """
+    parts = [part for part in text.split(',') if part.strip()]
+    if not parts or not all(part.strip().isdigit() for part in parts):
+        raise InputError(f'--seeds {text}: give how many (3), or which ones (0,1,7)')
+    values = tuple(int(part) for part in parts)
+    if ',' not in text:
+        values = tuple(range(values[0]))
+    if not values or len(set(values)) != len(values):
+        raise InputError(f'--seeds {text}: at least one seed, and none twice')
+    return values
+
+
+def check_gpus(gpus: int, parallel: int) -> None:
+    """Raise InputError unless the machine has the GPUs for ``parallel`` runs, or none and runs on its CPU."""
+    found = torch.cuda.device_count()
+    if gpus < 1 or parallel < 1:
+        raise InputError(f'--gpus {gpus} --parallel {parallel}: at least 1 of each')
+    if gpus > max(found, 1) or (found and gpus * parallel > found):
+        raise InputError(
+            f'--gpus {gpus} --parallel {parallel} needs {gpus * parallel} GPUs, PyTorch sees {found} here: '
+            + ('ask for fewer' if found else 'leave --gpus out to run on the CPU')
+        )
+
+
+def backbone_file(name: str, source: str, folder: Path) -> str:
+    """Return the backbone file of a checkpoint: itself, or what it was or is converted to in ``folder``.
+
+    Raises:
+        InputError: the checkpoint is missing or cannot be converted.
+    """
+    if source == RANDOM:
+        return RANDOM
+    try:
+        path, _, _ = resolve(source)
+    except InputError as error:
+        raise InputError(f'{name}={source}: {error}') from error
+    meta = load_checkpoint(path, mmap=True).get('meta')
+    if is_published(meta) and meta['target'] in ('mmdet', 'mmseg'):
+        return str(path)
+    digest = sha256_of(path)
+    for converted in sorted(folder.glob(f'{name}_{_TARGET}-*.pth')):
+        if read_meta(converted)['source_sha256'] == digest:
+            return str(converted)
+    done = convert(source, folder / f'{name}_{_TARGET}.pth', _TARGET)
+    print('\n'.join(f'{name}: {line}' for line in done.lines()), flush=True)
+    return str(done.path)
+
+
+def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> list[Run]:
+    """Say which runs there are and what of each is done; nothing is written.
+
+    Args:
+        task: the task.
+        files: name to backbone file or ``'none'``.
+        folder: gets ``<name>/seed<k>`` folders.
+        options: how to fine-tune.
+
+    Raises:
+        InputError: a config is missing or of another depth, a work dir holds another run, the data is wrong.
+    """
+    backbones = {name: read_backbone(path) for name, path in files.items()}
+    archs = [one.arch for one in backbones.values() if one.arch]
+    runs, checked = [], set()
+    for name, backbone in backbones.items():
+        # The random initialisation has no depth of its own: it takes the baseline's.
+        config = _config_for(task, backbone.arch or (archs[0] if archs else None), options)
+        arguments = _arguments(config, name, files[name], options)
+        parsed = finetune.parse_args([*arguments, '--work-dir', '.'])
+        cfg = load_config(config, parsed.cfg_options, options.amp)
+        identities = {seed: {'name': name, **describe(cfg, backbone, seed)} for seed in options.seeds}
+        put_into(cfg, backbone)
+        split_total_batch(cfg, options.gpus)
+        set_data_root(cfg._cfg_dict, parsed.data_root or 'data')
+        lists: dict[str, list[str]] = {}
+        for dataset in voc_datasets(cfg):
+            lists.setdefault(dataset.data_root, []).append(Path(dataset.ann_file).stem)
+        for root, stems in lists.items():
+            key = (root, *dict.fromkeys(stems))
+            if key not in checked:
+                task.check(root, lists=key[1:])
+                checked.add(key)
+        for seed, identity in identities.items():
+            work_dir = folder / name / f'seed{seed}'
+            own = [*arguments, '--seed', str(seed), '--work-dir', str(work_dir), '--resume']
+            runs.append(Run(name, seed, work_dir, own, check_work_dir(work_dir, identity)))
+    return runs
+
+
+def run_transfer(
+    task: str, dataset: str, checkpoints: dict[str, str], options: Options
+) -> list[dict[str, Any]]:
+    """Fine-tune every backbone with every seed; what is finished stays, what is broken off goes on.
+
+    Args:
+        task: ``'det'`` or ``'seg'``.
+        dataset: ``'voc07'`` or ``'voc12'``.
+        checkpoints: name to checkpoint, pretraining work dir or ``'none'``; see :func:`named_checkpoints`.
+        options: how to fine-tune.
+
+    Returns:
+        The content of each run's ``result.json``, by backbone and seed.
+
+    Raises:
+        InputError: anything the user can mend; found before the first run starts, as far as that is possible.
+        RuntimeError: a run failed; carries the end of its log.
+    """
+    found = find_task(task, dataset)
+    check_gpus(options.gpus, options.parallel)
+    if options.demo and options.data_root is None:
+        from transfer import emoji_world
+
+        emoji_world.ensure(Path(_DEMO_DATA))
+    files = {
+        name: backbone_file(name, source, options.work_dir / 'backbones')
+        for name, source in checkpoints.items()
+    }
+    runs = plan(found, files, options.work_dir / f'{task}_{dataset}', options)
+    waiting = [run for run in runs if run.state != 'all']
+    for run in runs:
+        if run.state == 'all':
+            print(f'{run.work_dir}: finished before', flush=True)
+    title = f'{task} on {dataset}: {len(waiting)} of {len(runs)} runs to do'
+    _run_all(title, waiting, options)
+    return [json.loads((run.work_dir / 'result.json').read_text()) for run in runs]
+
+
+def _config_for(task: Task, arch: str | None, options: Options) -> str:
+    if options.config:
+        return options.config
+    if options.demo:
+        return task.demo_config
+    if arch is None:
+        raise InputError('with "none" alone there is no depth to go by: say --config')
+    config = task.config.format(depth=arch.removeprefix('resnet'))
+    if not Path(config).is_file():
+        there = ', '.join(sorted(path.name for path in Path(config).parent.glob('*.py')))
+        raise InputError(f'no config for a {arch} ({config}): write one, or say --config. There are {there}')
+    return config
+
+
+def _arguments(config: str, name: str, backbone: str, options: Options) -> list[str]:
+    """Return the arguments of ``transfer.finetune`` that all seeds of a backbone share."""
+    data_root = options.data_root or (_DEMO_DATA if options.demo else None)
+    return [
+        *[config, '--backbone', backbone, '--name', name],
+        *(['--data-root', data_root] if data_root else []),
+        *(['--amp'] if options.amp else []),
+        *(['--launcher', 'pytorch'] if options.gpus > 1 else []),
+        *(['--cfg-options', *options.cfg_options] if options.cfg_options else []),
+    ]
+
+
+def _run_all(title: str, runs: list[Run], options: Options) -> None:
+    """Run side by side; on GPUs in waves, so that no two runs ever share one."""
+    on_gpus = torch.cuda.device_count() > 0 and options.parallel > 1
+    wave = options.parallel if on_gpus else max(len(runs), 1)
+    for start in range(0, len(runs), wave):
+        part = runs[start : start + wave]
+        found = [_job(run, place, on_gpus, options) for place, run in enumerate(part)]
+        jobs.run_jobs(title if start == 0 else 'the next of them', found, options.parallel)
+
+
+def _job(run: Run, place: int, on_gpus: bool, options: Options) -> jobs.Job:
+    module = ['-m', 'transfer.finetune', *run.arguments]
+    if options.gpus > 1:
+        spread = ['--standalone', f'--nproc_per_node={options.gpus}']
+        module = ['-m', 'torch.distributed.run', *spread, *module]
+    env = {}
+    if on_gpus:
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+        ids = visible.split(',') if visible else [str(index) for index in range(torch.cuda.device_count())]
+        env['CUDA_VISIBLE_DEVICES'] = ','.join(ids[place * options.gpus : (place + 1) * options.gpus])
+    elif 'OMP_NUM_THREADS' not in os.environ:
+        env['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // (options.parallel * options.gpus)))
+    return jobs.Job(
+        f'{run.name} seed {run.seed}', [sys.executable, *module], run.work_dir / 'stdout.log', env
+    )
