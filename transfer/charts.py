@@ -22,7 +22,7 @@ _MARKERS = ('o', 's', '^', 'D', 'v', 'P')
 _RC = {
     'svg.fonttype': 'none',
     'font.family': 'sans-serif',
-    'font.size': 10,
+    'font.size': 12,
     'text.color': _INK,
     'axes.labelcolor': _INK,
     'axes.edgecolor': _GRID,
@@ -65,7 +65,7 @@ def _line_chart(
     points: bool,
 ) -> str:
     with rc_context(_RC):
-        figure = Figure(figsize=(5, 3.2), layout='constrained')
+        figure = Figure(figsize=(5, 3.4), layout='constrained')
         axes = figure.subplots()
         for end in marks:
             axes.axvline(end, color=_INK, linewidth=1, linestyle=(0, (2, 3)))
@@ -105,7 +105,7 @@ def class_chart(slug: str, per_class: Mapping[str, Mapping[str, float]], label: 
     thickness = 0.8 / len(per_class)
     with rc_context(_RC | {'axes.grid.axis': 'x'}):
         figure = Figure(
-            figsize=(5, 0.9 + len(classes) * (0.14 + 0.12 * len(per_class))), layout='constrained'
+            figsize=(5, 0.9 + len(classes) * (0.13 + 0.09 * len(per_class))), layout='constrained'
         )
         axes = figure.subplots()
         for index, (name, values) in enumerate(per_class.items()):
