@@ -36,7 +36,7 @@ class Table5:
         data_root: folder of ``ILSVRC2012`` and ``VOCdevkit``; ``None`` means the embedded demo data.
         demo_data: where the demo data is, or is made.
         arch: ``'r18'``, ``'r50'``, ``'r101'`` or ``'r152'`` on real data; the demo has ``'r18'``.
-        gpus: GPUs (on a machine without any: CPU processes) of one run.
+        gpus: GPUs of one run; 1 runs on the CPU where there is none.
         seeds: seeds of the fine-tunings.
         parallel: runs side by side.
         scratch: add a row of fine-tunings from random weights.

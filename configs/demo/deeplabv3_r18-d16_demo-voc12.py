@@ -1,7 +1,7 @@
 # Segmentation in the emoji world (scenes of 160x128): the DeepLabv3 recipe, small enough for two CPU cores.
 _base_ = ['../seg/deeplabv3_r18-d16-syncbn_8xb1_voc12aug.py']
 
-epochs = 10
+epochs = 4
 total_batch_size = 8
 lr = 0.02
 crop_size = (129, 129)  # 16 * 8 + 1

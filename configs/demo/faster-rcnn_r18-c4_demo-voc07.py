@@ -1,13 +1,13 @@
 # Detection in the emoji world (scenes of 160x128): the C4 recipe, small enough for two CPU cores.
 _base_ = ['../det/faster-rcnn_r18-c4_8xb2_voc07.py']
 
-epochs, step = 8, 6
-total_batch_size = 8
+epochs, step = 3, 2
+total_batch_size = 4
 lr = 0.02
 warmup_iters = 20
 scale = (160, 160)  # (long, short side): the scenes as they are
 anchors = dict(scales=[2, 3, 5], ratios=[0.5, 1.0, 2.0])  # x stride 16: 32, 48, 80 pixels
-rois_sampled, proposals_train, proposals_test = 32, 200, 50
+rois_sampled, proposals_train, proposals_test = 24, 200, 50
 # layer4 on the RoIs is most of the work: 4x4 pooled (2x2 after its stride) costs a quarter of 7x7 (4x4).
 roi_pooled, roi_feat_size = 4, 2
 
@@ -41,7 +41,7 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
-    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline)
+    batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline)
 )
 val_dataloader = dict(
     batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline)
@@ -54,4 +54,4 @@ param_scheduler = [
     dict(type='MultiStepLR', by_epoch=True, begin=0, end=epochs, milestones=[step], gamma=0.1),
 ]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
-default_hooks = dict(logger=dict(interval=5))
+default_hooks = dict(logger=dict(interval=10))
