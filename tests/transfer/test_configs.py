@@ -198,5 +198,6 @@ def test_mmseg_reads_the_backbone_file_and_predicts(backbone, photo, tmp_path):
     wanted = torch.load(backbone, weights_only=True)['state_dict']
     assert torch.equal(model.backbone.layer4[1].conv2.weight, wanted['layer4.1.conv2.weight'])
     found = inference_model(model, photo).pred_sem_seg.data
-    width, height = Image.open(photo).size
+    with Image.open(photo) as image:
+        width, height = image.size
     assert found.shape == (1, height, width), 'the whole image in its own size'

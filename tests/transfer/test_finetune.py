@@ -1,0 +1,188 @@
+"""Fine-tuning: the backbone provably arrives, a broken-off run goes on, result.json says what was run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from sd_pretrain.cli import InputError
+from transfer import finetune, mmcv_ops
+from transfer.backbone import prove_loaded, put_into, read_backbone
+
+REPO = Path(__file__).resolve().parents[2]
+DET = str(REPO / 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py')
+SEG = str(REPO / 'configs/demo/deeplabv3_r18-d16_demo-voc12.py')
+TINY = [
+    *[
+        'total_batch_size=2',
+        'train_cfg.max_epochs=2',
+        'train_cfg.val_interval=1',
+        'val_dataloader.batch_size=1',
+    ],
+    'default_hooks.logger.interval=1',
+]
+
+
+@pytest.fixture(scope='module')
+def backbone(tmp_path_factory):
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    tensors = {key: value for key, value in resnet18().state_dict().items() if not key.startswith('fc.')}
+    path = tmp_path_factory.mktemp('backbone') / 'r18.pth'
+    torch.save({'meta': {}, 'state_dict': tensors}, path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def data_root(tmp_path_factory, write_tiny_voc):
+    return write_tiny_voc(tmp_path_factory.mktemp('voc') / 'data')
+
+
+def detector(path):
+    mmcv_ops.install()
+    init_default_scope('mmdet')
+    from mmdet.registry import MODELS
+
+    cfg = Config.fromfile(DET)
+    put_into(cfg, read_backbone(path))
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return model
+
+
+def test_every_tensor_of_backbone_and_shared_head_is_proved_to_be_loaded(backbone):
+    file = read_backbone(backbone)
+    model = detector(backbone)
+    # R18: 5 of the stem, 2 blocks of 12 tensors in each of 4 stages, 6 of each of 3 downsamplings; each
+    # BatchNorm has 5 tensors, each convolution 1. Together all that the file holds: none is in both places.
+    assert prove_loaded(model, file.tensors) == len(file.tensors) == 120
+
+    with torch.no_grad():
+        model.roi_head.shared_head.layer4[0].bn1.running_mean += 1
+    with pytest.raises(RuntimeError, match=r'1 different \(roi_head.shared_head.layer4.0.bn1.running_mean\)'):
+        prove_loaded(model, file.tensors)
+
+
+def test_a_shared_head_left_random_is_found_out(backbone):
+    random = detector('none')
+    file = read_backbone(backbone)
+    random.backbone.load_state_dict(file.tensors, strict=False)
+    with pytest.raises(RuntimeError, match='different .*roi_head.shared_head.layer4.0.conv1.weight'):
+        prove_loaded(random, file.tensors)
+
+
+def test_a_file_that_lacks_tensors_is_found_out(backbone):
+    file = read_backbone(backbone)
+    model = detector(backbone)
+    tensors = {key: value for key, value in file.tensors.items() if key != 'layer3.1.conv2.weight'}
+    with pytest.raises(RuntimeError, match=r'1 not in the file \(backbone.layer3.1.conv2.weight\)'):
+        prove_loaded(model, tensors)
+
+
+def test_wrong_backbones_are_refused(backbone, tmp_path):
+    cfg = Config.fromfile(REPO / 'configs/det/faster-rcnn_r50-c4_8xb2_voc07.py')
+    with pytest.raises(InputError, match='is a resnet18.* is for a resnet50'):
+        put_into(cfg, read_backbone(backbone))
+    other = tmp_path / 'head.pth'
+    torch.save({'state_dict': {'fc.weight': torch.zeros(2, 2)}}, other)
+    with pytest.raises(InputError, match='no conv1.weight'):
+        read_backbone(other)
+
+
+def arguments(config, backbone, work_dir, data_root, *more):
+    return finetune.parse_args(
+        [
+            config,
+            '--backbone',
+            str(backbone),
+            '--work-dir',
+            str(work_dir),
+            '--data-root',
+            str(data_root),
+            *more,
+        ]
+        + ['--cfg-options', *TINY]
+    )
+
+
+def test_detection_is_broken_off_and_goes_on(backbone, data_root, tmp_path, monkeypatch):
+    work_dir = tmp_path / 'BL' / 'seed3'
+    epochs = []
+
+    def break_off(self, runner):
+        epochs.append(runner.epoch)
+        if epochs == [0, 1]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune._ResultHook, 'before_train_epoch', break_off)
+    args = arguments(DET, backbone, work_dir, data_root, '--seed', '3')
+    with pytest.raises(KeyboardInterrupt):
+        finetune.finetune(args)
+    assert not (work_dir / 'result.json').exists()
+
+    with pytest.raises(InputError, match='broken-off run; --resume'):
+        finetune.finetune(args)
+    other = arguments(DET, 'none', work_dir, data_root, '--seed', '4', '--resume')
+    with pytest.raises(
+        InputError, match=r'another run: backbone was .*r18.pth.*, is now none.*; seed was 3, is now 4'
+    ):
+        finetune.finetune(other)
+
+    again = arguments(DET, backbone, work_dir, data_root, '--seed', '3', '--resume')
+    finetune.finetune(again)
+    assert epochs == [0, 1, 1], 'the first epoch is not run twice'
+
+    result = json.loads((work_dir / 'result.json').read_text())
+    assert {
+        'name': 'BL',
+        'seed': 3,
+        'task': 'det',
+        'dataset': 'voc07',
+        'arch': 'resnet18',
+    }.items() <= result.items()
+    assert result['sha256'] == read_backbone(backbone).sha256
+    assert result['config'] == 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py'
+    assert set(result['metrics']) == {'mAP_11point', 'mAP_area'}
+    assert len(result['per_class']) == 4, 'two images with two classes each'
+    assert result['metrics']['mAP_11point'] == pytest.approx(sum(result['per_class'].values()) / 4)
+    assert (work_dir / result['checkpoint']).is_file()
+    logged = [
+        line for log in work_dir.glob('*/vis_data/scalars.json') for line in log.read_text().splitlines()
+    ]
+    assert sum('area/mAP' in line for line in logged) == 2
+
+    assert finetune.finetune(again) == result
+    assert epochs == [0, 1, 1], 'a finished run is not run again'
+
+
+def test_segmentation_from_random_weights(data_root, tmp_path):
+    finetune.finetune(arguments(SEG, 'none', tmp_path / 'scratch', data_root))
+    result = json.loads((tmp_path / 'scratch' / 'result.json').read_text())
+    assert {'name': 'scratch', 'task': 'seg', 'backbone': 'none', 'sha256': 'none'}.items() <= result.items()
+    assert result['metrics']['mIoU'] == pytest.approx(
+        sum(result['per_class'].values()) / len(result['per_class'])
+    )
+    assert 'background' in result['per_class'] and 0 < result['metrics']['mIoU'] <= 1
+
+
+@pytest.mark.parametrize(
+    ('config', 'more', 'message'),
+    [
+        ('configs/det/nope.py', [], 'no config configs/det/nope.py'),
+        (str(REPO / 'configs/_base_/models/faster-rcnn_r50-c4.py'), [], 'no config of a transfer task'),
+        (DET, ['--cfg-options', 'foo'], 'foo: KEY=VALUE'),
+        (DET, ['--data-root', '/nowhere'], 'no /nowhere/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt'),
+        (DET, ['--launcher', 'pytorch'], 'RANK and WORLD_SIZE are not set'),
+    ],
+)
+def test_mistakes_are_named(config, more, message, tmp_path, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(InputError, match=message):
+        finetune.finetune(
+            finetune.parse_args([config, '--backbone', 'none', '--work-dir', str(tmp_path / 'w'), *more])
+        )
+    assert not (tmp_path / 'w').exists()
