@@ -1,0 +1,292 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from mmengine.visualization import LocalVisBackend
+from PIL import Image
+
+from sd_pretrain.cli import InputError
+from transfer.curves import read_curves
+from transfer.draw import Detection, classes_in, draw_boxes, draw_mask
+from transfer.provenance import collect_provenance
+from transfer.report import duration, write_report
+from transfer.samples import Panel, Sample, choose
+from transfer.table5_json import build_table5
+
+ITERATIONS = 4  # in an epoch
+
+
+def log(work_dir, stamp, first_epoch, last_epoch, loss=1.0):
+    """Write a training's log with mmengine's own writer: a line every two iterations and one an epoch."""
+    backend = LocalVisBackend(save_dir=work_dir / stamp / 'vis_data')
+    for epoch in range(first_epoch, last_epoch + 1):
+        for step in range((epoch - 1) * ITERATIONS + 2, epoch * ITERATIONS + 1, 2):
+            scalars = {'lr': 0.1, 'loss': loss, 'time': 0.1, 'epoch': epoch, 'iter': step}
+            backend.add_scalars(scalars, step=step)
+        backend.add_scalars({'accuracy/top1': 10.0 * epoch * loss, 'accuracy/top5': 50.0}, step=epoch)
+    return work_dir
+
+
+def leave_config(work_dir, ends):
+    text = f"custom_hooks = [dict(type='SnapshotDistillationHook', ends={ends})]\n"
+    (work_dir / 'any_name.py').write_text(text)
+
+
+def test_curves_of_one_run(tmp_path):
+    curves = read_curves(log(tmp_path, '20260101_000000', 1, 2))
+    assert curves.loss == [(0.5, 1.0), (1.0, 1.0), (1.5, 1.0), (2.0, 1.0)]
+    assert curves.lr == [(0.5, 0.1), (1.0, 0.1), (1.5, 0.1), (2.0, 0.1)]
+    assert curves.top1 == [(1.0, 10.0), (2.0, 20.0)]
+    assert curves.boundaries == []
+
+
+def test_after_a_resume_the_later_run_counts(tmp_path):
+    log(tmp_path, '20260101_000000', 1, 3, loss=1.0)
+    log(tmp_path, '20260101_010000', 3, 4, loss=0.5)
+    curves = read_curves(tmp_path)
+    assert [value for _, value in curves.loss] == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]
+    assert curves.top1 == [(1.0, 10.0), (2.0, 20.0), (3.0, 15.0), (4.0, 20.0)]
+
+
+def test_a_half_written_line_is_skipped(tmp_path):
+    log(tmp_path, '20260101_000000', 1, 1)
+    path = tmp_path / '20260101_000000' / 'vis_data' / 'scalars.json'
+    path.write_text(path.read_text() + '{"loss": 0.')
+    assert len(read_curves(tmp_path).loss) == 2
+
+
+def test_mini_generation_ends_come_from_the_config_but_for_the_last(tmp_path):
+    log(tmp_path, '20260101_000000', 1, 4)
+    leave_config(tmp_path, [2, 4])
+    assert read_curves(tmp_path).boundaries == [2]
+
+
+def test_folder_without_log_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r'holds no <timestamp>/vis_data/scalars\.json'):
+        read_curves(tmp_path)
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask of a page, and fails on tags that do not close in order."""
+
+    VOID = {'meta', 'img', 'br', 'link', 'input', 'hr'}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != 'style':
+            self.text.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def result(name, task, seed, metrics, per_class):
+    return {
+        'name': name,
+        'task': task,
+        'seed': seed,
+        'config': f'configs/demo/{task}.py',
+        'arch': 'resnet18',
+        'backbone': f'work_dirs/{name}.pth',
+        'sha256': 64 * name[0],
+        'metrics': metrics,
+        'per_class': per_class,
+    }
+
+
+@pytest.fixture(scope='module')
+def table5():
+    per_class = {'dog': 0.4, 'cat': 0.2}
+    results = [
+        result(
+            name, 'det', seed, {'mAP_11point': 0.30 + gain + 0.02 * seed, 'mAP_area': 0.28 + gain}, per_class
+        )
+        for name, gain in (('BL', 0.0), ('S<D', 0.05))
+        for seed in (0, 1)
+    ]
+    results += [
+        result(name, 'seg', 0, {'mIoU': value}, per_class) for name, value in (('BL', 0.25), ('S<D', 0.3))
+    ]
+    stages = [{'name': 'pretrain BL', 'seconds': 61.5}, {'name': 'det', 'seconds': 30.0}]
+    return build_table5(results, data='demo', stages=stages, pretrain={'BL': {'top1': 0.5512, 'top5': 0.8}})
+
+
+@pytest.fixture(scope='module')
+def report(table5, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('report')
+    curves = {name: log(folder / name, '20260101_000000', 1, 4) for name in ('BL', 'S<D')}
+    leave_config(curves['S<D'], [2, 4])
+    photo = Image.new('RGB', (160, 128), (90, 120, 150))
+    panels = tuple(
+        Panel(title, draw_boxes(photo, [Detection('dog', (10, 10, 60, 60), score)]), f'{title}: dog {score}')
+        for title, score in (('truth', None), ('BL', 0.71), ('S<D', 0.92))
+    )
+    provenance = collect_provenance(['bash tools/table5.sh --seeds "0 1"'])
+    samples = {'det': [Sample('000001', panels)]}
+    path = write_report(table5, folder / 'report.html', curves=curves, samples=samples, provenance=provenance)
+    assert [one.name for one in folder.iterdir() if one.suffix == '.part'] == []
+    return path.read_text()
+
+
+def test_report_needs_nothing_from_outside(report):
+    addresses = [
+        value
+        for _, attrs in Page(report).tags
+        for key, value in attrs.items()
+        if key in ('src', 'href', 'xlink:href', 'srcset', 'action')
+    ]
+    assert addresses
+    assert all(value.startswith(('#', 'data:image/')) for value in addresses)
+    assert 'http' not in re.sub(r'base64,[^"]*', '', report)
+    assert '@import' not in report
+    assert not Page(report).all('script')
+
+
+def test_report_shows_every_number_of_the_table(report):
+    text = ' '.join(' '.join(Page(report).text).split())
+    # Means of 30 and 32, and of 35 and 37: s = sqrt(2); error of the difference: sqrt(2 / 2 + 2 / 2).
+    for number in ('55.12', '80.00', '31.00 ± 1.41', '36.00 ± 1.41', '+5.00 ± 1.41', '33.00 ± 0.00', '25.00'):
+        assert number in text
+    assert '30.00 +5.00 ± ?' in text
+    for seed_value in ('30.00', '32.00', '35.00', '37.00'):
+        assert seed_value in text
+    for paper in ('73.49', '74.93', '+1.44 ± ?', '77.53', '77.97', '+0.44 ± ?'):
+        assert paper in text
+    assert 'embedded demo data' in text
+
+
+def test_report_says_what_was_run(report):
+    text = ' '.join(Page(report).text)
+    for said in (
+        'bash tools/table5.sh --seeds "0 1"',
+        'pretrain BL',
+        '61.5',
+        '1 min 32 s',
+        64 * 'S',
+        'onedl-mmcv',
+    ):
+        assert said in text
+
+
+def test_report_is_sound_html_for_everyone(report):
+    page = Page(report)
+    ids = [attrs['id'] for _, attrs in page.tags if 'id' in attrs]
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'(?:href="|url\()#([^")]+)', report)
+    assert set(targets) <= set(ids)
+    assert page.all('html')[0]['lang'] == 'en'
+    assert [one['name'] for one in page.all('meta') if 'name' in one] == ['viewport', 'color-scheme']
+    assert len(page.all('caption')) == len(page.all('table')) > 3
+    assert all('scope' in one for one in page.all('th'))
+    assert all(one['alt'].startswith('Image 000001, ') for one in page.all('img'))
+    assert len(page.all('img')) == 3
+    charts = [attrs for _, attrs in page.tags if attrs.get('role') == 'img']
+    assert len(charts) == len(page.all('svg')) == 5
+    assert all(one['aria-label'] for one in charts)
+    assert 'prefers-color-scheme: dark' in report
+    assert 'S<D' not in report
+
+
+def test_mini_generation_boundary_is_drawn_in_every_curve(report):
+    charts = re.findall(r'<svg.*?</svg>', report, flags=re.S)
+    # In the page's ink and dashed, unlike grid lines; one in each of the three charts over epochs.
+    assert [len(re.findall(r'stroke-dasharray[^"]*stroke: var\(--ink\)', one)) for one in charts] == [
+        1,
+        1,
+        1,
+        0,
+        0,
+    ]
+
+
+def test_colours_all_come_from_the_page(report):
+    for chart in re.findall(r'<svg.*?</svg>', report, flags=re.S):
+        assert set(re.findall(r'(?:fill|stroke): ([^;"]+)', chart)) <= {
+            'none',
+            *(f'var(--{name})' for name in ('ink', 'grid', 'series-0', 'series-1')),
+        }
+
+
+def test_report_of_a_checkpoint_alone_has_no_empty_sections(tmp_path):
+    results = [result('BL', 'seg', 0, {'mIoU': 0.5}, {})]
+    table5 = build_table5(results, data='real', stages=[])
+    text = write_report(table5, tmp_path / 'new' / 'report.html').read_text()
+    Page(text)
+    assert '50.00' in text
+    for absent in ('id="curves"', 'id="classes"', 'id="samples"', 'Pretraining', 'Detection'):
+        assert absent not in text
+
+
+def test_report_refuses_a_table_that_is_none(table5, tmp_path):
+    broken = json.loads(json.dumps(table5))
+    broken['backbones'][0]['det']['values'] = [30.0, 32.0]
+    with pytest.raises(InputError, match=r'backbones\[0\]\.det\.values'):
+        write_report(broken, tmp_path / 'report.html')
+    assert not (tmp_path / 'report.html').exists()
+
+
+def test_large_photos_are_compressed_until_the_page_is_small(table5, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (360, 480, 3), dtype=np.uint8)
+    samples = [
+        Sample(str(k), tuple(Panel('BL', Image.fromarray(noise), 'BL: noise') for _ in range(4)))
+        for k in range(8)
+    ]
+    path = write_report(table5, tmp_path / 'report.html', samples={'seg': samples})
+    assert path.stat().st_size < 5e6
+    assert len(Page(path.read_text()).all('img')) == 32
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'words'),
+    [(0.4, '0 s'), (59.4, '59 s'), (59.6, '1 min 00 s'), (185, '3 min 05 s'), (7260, '2 h 01 min')],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_small_images_grow_and_boxes_lie_where_the_objects_are():
+    picture = draw_boxes(Image.new('RGB', (160, 128)), [Detection('dog', (40, 50, 120, 100))])
+    assert picture.size == (480, 384)
+    painted = np.argwhere(np.asarray(picture).sum(2) > 0)
+    rows, columns = painted[:, 0], painted[:, 1]
+    # The outline begins one pixel inside the box of three times the size; the label stands within it.
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (151, 299, 121, 359)
+
+
+def test_large_images_shrink():
+    assert draw_boxes(Image.new('RGB', (960, 640)), []).size == (480, 320)
+
+
+def test_masks_take_their_classes_colour_and_leave_the_background():
+    labels = np.zeros((128, 160), np.uint8)
+    labels[:, 80:] = 12  # dog: (64, 0, 128)
+    labels[:, 78:80] = 255
+    picture = np.asarray(draw_mask(Image.new('RGB', (160, 128), (100, 100, 100)), labels))
+    assert picture.shape == (384, 480, 3)
+    assert picture[10, 10].tolist() == [100, 100, 100]
+    assert picture[10, 470].tolist() == [round(0.4 * 100 + 0.6 * part) for part in (64, 0, 128)]
+    assert classes_in(labels) == [12]
+
+
+def test_images_are_chosen_over_the_whole_list_by_the_truth():
+    objects = {'a': 1, 'b': 2, 'c': 3, 'd': 0, 'e': 1, 'f': 1}
+    assert choose(list(objects), objects.__getitem__, 2) == ['b', 'd']
+    assert choose(list(objects), objects.__getitem__, 9) == list(objects)
