@@ -13,7 +13,7 @@ class InputError(Exception):
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a tool's ``main`` and exit; an :class:`InputError` prints one line and exits with 2, without traceback."""
+    """Run a tool's ``main`` and exit; an :class:`InputError` prints one line, no traceback, and exits with 2."""
     try:
         sys.exit(main() or 0)
     except InputError as error:
@@ -22,7 +22,7 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 
 def set_data_root(cfg: Any, root: str | Path) -> None:
-    """Point every ``data_root='data/...'`` of a config (a nested dict or list, changed in place) at ``root/...``."""
+    """Point every ``data_root='data/...'`` of a config (nested, changed in place) at ``root/...``."""
     if isinstance(cfg, dict):
         old = cfg.get('data_root')
         if isinstance(old, str) and (old == 'data' or old.startswith('data/')):
@@ -35,7 +35,7 @@ def set_data_root(cfg: Any, root: str | Path) -> None:
 
 
 def split_total_batch(cfg: Any, world_size: int) -> None:
-    """Set the training batch of one process so that all processes together see ``cfg.total_batch_size`` images.
+    """Set the batch of one process so that all processes together see ``cfg.total_batch_size`` images.
 
     Raises:
         InputError: the total cannot be divided by ``world_size``.

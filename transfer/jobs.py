@@ -25,7 +25,7 @@ _LOSS = re.compile(r'\bloss: ([\d.]+|nan)')
 
 @dataclass(frozen=True)
 class Job:
-    """One process: what it is called on screen, its command line, its log file and what to add to the environment."""
+    """One process: its name on screen, its command line, its log file, what to add to the environment."""
 
     name: str
     argv: list[str]
@@ -107,11 +107,11 @@ class _Running:
 def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
     """Run ``jobs``, at most ``parallel`` at a time, and show how far each is.
 
-    On a terminal every job has a bar; elsewhere a line is printed every 20 seconds. Standard output and error go to
-    ``job.log``. When one job fails, or on an interrupt, the others are stopped.
+    On a terminal every job has a bar; elsewhere a line is printed every 20 seconds. Standard output and
+    error go to ``job.log``. When one job fails, or on an interrupt, the others are stopped.
 
     Raises:
-        InputError: a job exited with 2, the code for a mistake in its input; carries the job's ``error:`` line.
+        InputError: a job exited with 2, the code for a mistake in its input; carries its ``error:`` line.
         RuntimeError: a job exited with another code than 0; carries the end of its log.
     """
     console = Console()
@@ -139,7 +139,9 @@ def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
                 for one in list(running):
                     code = one.poll()
                     if code is None:
-                        bars.update(ids[one.job.name], completed=one.progress.fraction, description=str(one.progress))
+                        bars.update(
+                            ids[one.job.name], completed=one.progress.fraction, description=str(one.progress)
+                        )
                         continue
                     running.remove(one)
                     _raise_for(code, one)
@@ -164,4 +166,6 @@ def _raise_for(code: int, one: _Running) -> None:
         said = [line for line in lines if line.startswith('error: ')]
         if said:
             raise InputError(f'{one.job.name}: {said[-1].removeprefix("error: ")}')
-    raise RuntimeError(f'{one.job.name} ended with exit code {code}; the end of {one.job.log}:\n' + '\n'.join(lines))
+    raise RuntimeError(
+        f'{one.job.name} ended with exit code {code}; the end of {one.job.log}:\n' + '\n'.join(lines)
+    )

@@ -1,7 +1,7 @@
-"""The paper's Table 5 from nothing: pretrain BL and SD, convert, fine-tune for detection and segmentation, compare.
+"""The paper's Table 5 from nothing: pretrain BL and SD, convert, fine-tune on both tasks, compare.
 
-Every stage is the documented tool of its own; this module only says in which order, with which configs, and how long
-each took. Broken off and started again, it goes on where it was.
+Every stage is a documented tool of its own; this module only says in which order, with which configs, and how
+long each took. Broken off and started again, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Table5:
         return Path('configs') / f'{stem}.py'
 
     def pretrain_dir(self, name: str) -> Path:
-        """Where ``'BL'`` or ``'SD'`` is pretrained; on real data the place where tools/transfer.sh looks for it."""
+        """Where a pretraining goes; on real data the place where tools/transfer.sh looks for it."""
         if self.demo:
             return self.work_dir / 'pretrain' / name.lower()
         return Path('work_dirs') / self.pretrain_config(name).stem
@@ -176,7 +176,9 @@ def _samples(what: Table5, names: list[str], options: runner.Options) -> dict:
     from transfer import samples
 
     drawn = {}
-    for (task, dataset), draw in zip(TASKS, (samples.detection_samples, samples.segmentation_samples), strict=True):
+    for (task, dataset), draw in zip(
+        TASKS, (samples.detection_samples, samples.segmentation_samples), strict=True
+    ):
         folder = options.work_dir / f'{task}_{dataset}'
         drawn[task] = draw({name: folder / name / f'seed{what.seeds[0]}' for name in names})
     return drawn
@@ -213,4 +215,6 @@ def _pretrain_result(work_dir: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f'{path} is missing or does not parse ({error}); delete {work_dir} and start again') from None
+        raise InputError(
+            f'{path} is missing or does not parse ({error}); delete {work_dir} and start again'
+        ) from None

@@ -19,7 +19,9 @@ from transfer.emoji_world import (
     voc_palette,
 )
 
-TINY = WorldSize(pretrain_train=2, pretrain_val=1, det_trainval=6, det_test=3, seg_train=3, seg_aug=4, seg_val=2)
+TINY = WorldSize(
+    pretrain_train=2, pretrain_val=1, det_trainval=6, det_test=3, seg_train=3, seg_aug=4, seg_val=2
+)
 TINY_DIGEST = '2c8e527b7f6ee21a7033f14235388098c7bf47ea943751a1c51e25083ea13ecd'
 
 
@@ -70,7 +72,9 @@ def test_voc07_boxes_lie_inside_their_images(world):
         assert objects
         for one in objects:
             assert one.findtext('name') in CLASSES
-            left, top, right, bottom = (int(one.findtext(f'bndbox/{k}')) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
+            left, top, right, bottom = (
+                int(one.findtext(f'bndbox/{k}')) for k in ('xmin', 'ymin', 'xmax', 'ymax')
+            )
             assert 1 <= left < right <= width and 1 <= top < bottom <= height
 
 

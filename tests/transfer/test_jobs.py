@@ -47,7 +47,9 @@ def test_exit_code_2_is_the_users_error(tmp_path):
 
 def test_a_failure_shows_the_log_and_stops_the_others(tmp_path):
     marker = tmp_path / 'finished'
-    slow = python_job(tmp_path, 'slow', f'import time, pathlib; time.sleep(30); pathlib.Path({str(marker)!r}).touch()')
+    slow = python_job(
+        tmp_path, 'slow', f'import time, pathlib; time.sleep(30); pathlib.Path({str(marker)!r}).touch()'
+    )
     started = time.monotonic()
     with pytest.raises(RuntimeError, match='ValueError: broken'):
         run_jobs('two', [python_job(tmp_path, 'bad', 'raise ValueError("broken")'), slow], parallel=2)
