@@ -42,6 +42,15 @@ def is_main_process(launcher: str) -> bool:
     return launcher == 'none' or os.environ.get(_VARIABLES[launcher][0]) == '0'
 
 
+def cpu_share(processes: int) -> int:
+    """Number of CPUs that each of ``processes`` may use on this machine, at least 1."""
+    if 'SLURM_CPUS_PER_TASK' in os.environ:
+        return int(os.environ['SLURM_CPUS_PER_TASK'])
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    local = int(os.environ.get('LOCAL_WORLD_SIZE', min(processes, torch.cuda.device_count() or processes)))
+    return max(1, cpus // local)
+
+
 def check_gpus(gpus: int) -> None:
     """Check that this machine can run ``gpus`` processes: as many GPUs, or none at all (CPU processes).
 
@@ -65,10 +74,12 @@ def init_distributed(launcher: str, cfg: Config) -> None:
         launcher: how this process was started.
         cfg: the config; DDP's arguments for CPU processes are set in place.
     """
-    if launcher == 'none' or torch.cuda.is_available():
+    if launcher == 'none':
         return
     for target, source in zip(_VARIABLES['pytorch'], _VARIABLES[launcher], strict=True):
         os.environ[target] = os.environ[source]
+    if torch.cuda.is_available():
+        return
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
         hosts = subprocess.run(
             ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']],

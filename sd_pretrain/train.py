@@ -17,7 +17,7 @@ from sd_pretrain.checkpoint import check_fits, read_checkpoint
 from sd_pretrain.classifier import check_network
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.imagenet import check_imagenet
-from sd_pretrain.launch import init_distributed, is_main_process, leave_distributed, world_size
+from sd_pretrain.launch import cpu_share, init_distributed, is_main_process, leave_distributed, world_size
 from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
 from sd_pretrain.schedule import check_ends, teacher_iteration
 from sd_pretrain.snapshot_hook import TEACHER_KEY, check_teacher
@@ -75,13 +75,12 @@ def load_config(
 def fit_machine(cfg: Config, processes: int) -> None:
     """Set what depends on the machine: the batch of one process, its loader workers, pinned memory."""
     split_total_batch(cfg, processes)
-    local = int(os.environ.get('LOCAL_WORLD_SIZE', min(processes, torch.cuda.device_count() or processes)))
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    workers = cpu_share(processes)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         if not loader:
             continue
-        loader.num_workers = min(loader.get('num_workers', 0), max(1, cpus // local))
+        loader.num_workers = min(loader.get('num_workers', 0), workers)
         if not loader.num_workers:
             loader.persistent_workers = False
             loader.pop('prefetch_factor', None)

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +71,10 @@ def run_tool():
 
 
 def _run_tool(name, *arguments):
+    # mmengine names its global instances by config and second: without this, a second run within the same
+    # second would write into the first one's logs.
+    for shared in (MMLogger, MessageHub, Visualizer, DefaultScope):
+        shared._instance_dict.clear()
     old = sys.argv
     sys.argv = [name, *map(str, arguments)]
     try:

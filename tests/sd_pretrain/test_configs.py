@@ -57,3 +57,13 @@ def test_data_root_replaces_the_leading_data():
     assert demo.train_dataloader.dataset.data_root == 'work_dirs/demo_data/ILSVRC2012'
     demo = load_config(CONFIGS / 'demo/sd_r18_demo.py', data_root='/sets')
     assert demo.train_dataloader.dataset.data_root == '/sets/ILSVRC2012'
+
+
+def test_print_config_fills_in_the_bases(run_tool, capsys):
+    options = ['--cfg-options', 'optim_wrapper.optimizer.lr=0.3']
+    assert run_tool('print_config.py', CONFIGS / 'sd_r18_imagenet.py', *options) == 0
+    out = capsys.readouterr().out
+    assert "type='SnapshotDistillationHook'" in out
+    assert 'lr=0.3' in out
+    assert run_tool('print_config.py', CONFIGS / 'none.py') == 2
+    assert capsys.readouterr().err.startswith('error: no config')

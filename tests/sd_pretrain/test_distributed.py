@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,11 +48,10 @@ train_cfg = dict(max_epochs=2)
 """
 
 
-def dist_train(*arguments, **environment):
-    if not (ROOT / 'tools' / 'env.sh').is_file():
-        pytest.skip('tools/env.sh is not there')
+def dist_train(*arguments, tool='dist_train.sh', **environment):
     environment = {**os.environ, 'VIRTUAL_ENV': sys.prefix, 'OMP_NUM_THREADS': '1', **environment}
-    command = ['bash', str(ROOT / 'tools' / 'dist_train.sh'), *map(str, arguments)]
+    environment['CUDA_VISIBLE_DEVICES'] = ''
+    command = ['bash', str(ROOT / 'tools' / tool), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -98,3 +98,10 @@ def test_mistakes_are_one_line_before_any_process_starts(tmp_path, tiny_config):
     done = dist_train(tiny_config, 'two')
     assert done.returncode == 2
     assert 'usage' in done.stderr
+
+
+@pytest.mark.skipif(shutil.which('srun') is not None, reason='would ask Slurm for a job')
+def test_slurm_launcher_without_slurm(tiny_config):
+    done = dist_train('partition', 'name', tiny_config, tool='slurm_train.sh')
+    assert done.returncode == 2
+    assert 'no srun here' in done.stderr

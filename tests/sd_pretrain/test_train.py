@@ -137,7 +137,8 @@ def test_amp_and_baseline(run_tool, tiny_config, image_folder, tmp_path):
     assert all('loss_kl' not in row for row in scalars(tmp_path))
 
 
-def test_check_only_writes_nothing(run_tool, tiny_config, image_folder, tmp_path):
+def test_check_only_writes_nothing(run_tool, tiny_config, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     places = ['--work-dir', tmp_path / 'new', '--data-root', image_folder]
     assert run_tool('train.py', tiny_config, '--check', '--gpus', 2, *places) == 0
     assert not (tmp_path / 'new').exists()
@@ -262,7 +263,8 @@ def test_more_gpus_than_there_are(refused, tiny_config, monkeypatch):
     assert '3 GPUs asked for, this machine has 2' in refused(tiny_config, '--check', '--gpus', '3')
 
 
-def test_batch_that_cannot_be_divided(refused, tiny_config):
+def test_batch_that_cannot_be_divided(refused, tiny_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     assert 'cannot be divided over 3' in refused(tiny_config, '--check', '--gpus', '3')
 
 
