@@ -19,8 +19,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'checkpoints',
         nargs='*',
         metavar='NAME=CHECKPOINT',
-        help='checkpoint file, pretraining work dir, torchvision:NAME, timm:NAME, or "none" for random weights; '
-        'the first is the baseline (default: BL and SD from work_dirs/{bl,sd}_r152_imagenet)',
+        help='checkpoint file, pretraining work dir, torchvision:NAME, timm:NAME, or "none" (random); the '
+        'first is the baseline (default: BL and SD from work_dirs/{bl,sd}_r152_imagenet)',
     )
     gpus = os.environ.get('GPUS', '1')
     parser.add_argument('--gpus', default=gpus, help='GPUs of one run (default: $GPUS, or 1)')

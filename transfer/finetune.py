@@ -162,7 +162,11 @@ def _rank_and_world(launcher: str) -> tuple[int, int]:
 def _join_cpu_group(cfg: Config) -> None:
     """Join a gloo group: mmengine would select a GPU, hand its id to DDP, and SyncBN exists on GPUs only."""
     torch.distributed.init_process_group('gloo')
-    cfg.model_wrapper_cfg = {'type': 'MMDistributedDataParallel', 'broadcast_buffers': False}
+    cfg.model_wrapper_cfg = {
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'device_ids': None,
+    }
 
     def plain_bn(part: Any) -> None:
         if isinstance(part, dict):

@@ -1,6 +1,9 @@
 """Fine-tuning: the backbone provably arrives, a broken-off run goes on, result.json says what was run."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,7 +74,7 @@ def test_a_shared_head_left_random_is_found_out(backbone):
     random = detector('none')
     file = read_backbone(backbone)
     random.backbone.load_state_dict(file.tensors, strict=False)
-    with pytest.raises(RuntimeError, match='different .*roi_head.shared_head.layer4.0.conv1.weight'):
+    with pytest.raises(RuntimeError, match=r'different .*roi_head.shared_head.layer4.0.conv1.weight'):
         prove_loaded(random, file.tensors)
 
 
@@ -85,28 +88,17 @@ def test_a_file_that_lacks_tensors_is_found_out(backbone):
 
 def test_wrong_backbones_are_refused(backbone, tmp_path):
     cfg = Config.fromfile(REPO / 'configs/det/faster-rcnn_r50-c4_8xb2_voc07.py')
-    with pytest.raises(InputError, match='is a resnet18.* is for a resnet50'):
+    with pytest.raises(InputError, match=r'is a resnet18.* is for a resnet50'):
         put_into(cfg, read_backbone(backbone))
     other = tmp_path / 'head.pth'
     torch.save({'state_dict': {'fc.weight': torch.zeros(2, 2)}}, other)
-    with pytest.raises(InputError, match='no conv1.weight'):
+    with pytest.raises(InputError, match=r'no conv1\.weight'):
         read_backbone(other)
 
 
 def arguments(config, backbone, work_dir, data_root, *more):
-    return finetune.parse_args(
-        [
-            config,
-            '--backbone',
-            str(backbone),
-            '--work-dir',
-            str(work_dir),
-            '--data-root',
-            str(data_root),
-            *more,
-        ]
-        + ['--cfg-options', *TINY]
-    )
+    paths = ['--backbone', str(backbone), '--work-dir', str(work_dir), '--data-root', str(data_root)]
+    return finetune.parse_args([config, *paths, *more, '--cfg-options', *TINY])
 
 
 def test_detection_is_broken_off_and_goes_on(backbone, data_root, tmp_path, monkeypatch):
@@ -167,6 +159,24 @@ def test_segmentation_from_random_weights(data_root, tmp_path):
         sum(result['per_class'].values()) / len(result['per_class'])
     )
     assert 'background' in result['per_class'] and 0 < result['metrics']['mIoU'] <= 1
+
+
+def test_two_processes_share_the_total_batch(backbone, data_root, tmp_path):
+    """Without GPUs: gloo instead of nccl, BN instead of SyncBN."""
+    if torch.cuda.is_available():
+        pytest.skip('with GPUs this takes two of them: see the runner')
+    command = [
+        *[sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'],
+        *['-m', 'transfer.finetune', SEG, '--backbone', str(backbone), '--work-dir', str(tmp_path / 'two')],
+        *['--data-root', str(data_root), '--launcher', 'pytorch', '--cfg-options', 'train_cfg.max_epochs=1'],
+        *['total_batch_size=4', 'default_hooks.logger.interval=1'],
+    ]
+    done = subprocess.run(
+        command, cwd=REPO, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'Epoch(train) [1][1/1]' in done.stdout, 'four images, two in each process: one iteration'
+    assert json.loads((tmp_path / 'two' / 'result.json').read_text())['metrics'].keys() == {'mIoU'}
 
 
 @pytest.mark.parametrize(

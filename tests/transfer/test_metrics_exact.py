@@ -14,7 +14,7 @@ CLASSES = ('cat', 'dog', 'cow')
 
 
 def random_results(seed, images=12):
-    """Boxes of two classes (none of the third), some to be ignored; detections near them, with tied scores."""
+    """Boxes of two classes (none of the third), some ignored; detections near them, with tied scores."""
     rng = np.random.default_rng(seed)
 
     def boxes(count):
