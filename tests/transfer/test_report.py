@@ -50,6 +50,14 @@ def test_after_a_resume_the_later_run_counts(tmp_path):
     assert curves.top1 == [(1.0, 10.0), (2.0, 20.0), (3.0, 15.0), (4.0, 20.0)]
 
 
+def test_what_a_resumed_run_has_not_reached_again_does_not_count(tmp_path):
+    log(tmp_path, '20260101_000000', 1, 4, loss=1.0)
+    log(tmp_path, '20260101_010000', 2, 3, loss=0.5)
+    curves = read_curves(tmp_path)
+    assert curves.loss == [(0.5, 1.0), (1.0, 1.0), (1.5, 0.5), (2.0, 0.5), (2.5, 0.5), (3.0, 0.5)]
+    assert curves.top1 == [(1.0, 10.0), (2.0, 10.0), (3.0, 15.0)]
+
+
 def test_a_half_written_line_is_skipped(tmp_path):
     log(tmp_path, '20260101_000000', 1, 1)
     path = tmp_path / '20260101_000000' / 'vis_data' / 'scalars.json'
