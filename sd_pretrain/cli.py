@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 
 class InputError(Exception):
     """A mistake in what the user gave: the message says what, where, and what to do about it."""
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a tool's ``main`` and exit; an :class:`InputError` prints one line, no traceback, and exits with 2."""
+    """Run a tool's ``main`` and exit; an :class:`InputError` prints one line and exits with 2."""
     try:
         sys.exit(main() or 0)
     except InputError as error:
@@ -23,6 +25,8 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 def set_data_root(cfg: Any, root: str | Path) -> None:
     """Point every ``data_root='data/...'`` of a config (nested, changed in place) at ``root/...``."""
+    if isinstance(cfg, Config):
+        cfg = cfg._cfg_dict
     if isinstance(cfg, dict):
         old = cfg.get('data_root')
         if isinstance(old, str) and (old == 'data' or old.startswith('data/')):

@@ -65,7 +65,7 @@ def load_config(
         raise InputError(f'{path} is no pretraining config: it needs a TimmClassifier and a train_dataloader')
     root = data_root or cfg.get('default_data_root')
     if root:
-        set_data_root(cfg._cfg_dict, root)
+        set_data_root(cfg, root)
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs') / path.stem)
     if amp:
         cfg.optim_wrapper.type = 'Bf16OptimWrapper'

@@ -22,13 +22,13 @@ import numpy as np
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter
 
 from sd_pretrain.cli import InputError
+from transfer import voc
 
 VERSION = 1
-BORDER = 255
 
 # The 20 classes of VOC in their official order; one sprite is drawn at random for each object. The first
-# sprite of a class is also a pretraining class, as ILSVRC2012 holds most objects of VOC; the others are seen by
-# the transfer only.
+# sprite of a class is also a pretraining class, as ILSVRC2012 holds most objects of VOC; the others are for the
+# transfer only.
 VOC_SPRITES = {
     'aeroplane': ('2708', '1f6e9'),
     'bicycle': ('1f6b2',),
@@ -63,7 +63,6 @@ _OTHER_SPRITES = (
 ).split()
 
 PRETRAIN_SPRITES = tuple(sorted([sprites[0] for sprites in VOC_SPRITES.values()] + _OTHER_SPRITES))
-CLASSES = tuple(VOC_SPRITES)
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def _drawn_sprite(rng: np.random.Generator, code: str, side: int) -> Image.Image
 
 
 def classification_image(seed: Iterable[int], code: str, px: int) -> Image.Image:
-    """One pretraining image, ``px`` x ``px``: a sprite of half to nine tenths of the side, anywhere inside."""
+    """One pretraining image, ``px`` x ``px``: a sprite of 0.5 to 0.9 of the side, anywhere inside."""
     rng = np.random.default_rng(list(seed))
     image = _background(rng, (px, px))
     sprite = _drawn_sprite(rng, code, px * int(rng.integers(50, 91)) // 100)
@@ -156,7 +155,7 @@ def scene(seed: Iterable[int], size: tuple[int, int]) -> tuple[Image.Image, list
     image = _background(rng, size)
     objects: list[_Object] = []
     for _ in range(int(rng.integers(1, 4))):
-        name = CLASSES[int(rng.integers(len(CLASSES)))]
+        name = voc.CLASSES[int(rng.integers(len(voc.CLASSES)))]
         code = VOC_SPRITES[name][int(rng.integers(len(VOC_SPRITES[name])))]
         sprite = _drawn_sprite(rng, code, min(size) * int(rng.integers(30, 66)) // 100)
         left, top = (
@@ -182,31 +181,18 @@ def _area(alpha: Image.Image) -> int:
     return alpha.point(_OPAQUE).histogram()[255]
 
 
-def voc_palette() -> list[int]:
-    """The official VOC colour map (768 values): the bits of an index, spread over red, green and blue."""
-    colours = []
-    for index in range(256):
-        red = green = blue = 0
-        for bit in range(8):
-            red |= (index >> (3 * bit) & 1) << (7 - bit)
-            green |= (index >> (3 * bit + 1) & 1) << (7 - bit)
-            blue |= (index >> (3 * bit + 2) & 1) << (7 - bit)
-        colours += [red, green, blue]
-    return colours
-
-
 def mask_of(objects: list[_Object], size: tuple[int, int]) -> Image.Image:
-    """The palette mask: 0 background, 1-20 the classes, 255 a border about two pixels wide."""
+    """The palette mask: 0 background, 1-20 the classes, 255 a border of two pixels."""
     mask = Image.new('L', size)
     for one in objects:
         solid = one.alpha.point(_OPAQUE)
-        mask.paste(CLASSES.index(one.name) + 1, mask=solid)
+        mask.paste(voc.CLASSES.index(one.name) + 1, mask=solid)
         border = ImageChops.difference(
             solid.filter(ImageFilter.MaxFilter(3)), solid.filter(ImageFilter.MinFilter(3))
         )
-        mask.paste(BORDER, mask=border)
+        mask.paste(voc.BORDER, mask=border)
     palette = Image.frombytes('P', size, mask.tobytes())
-    palette.putpalette(voc_palette())
+    palette.putpalette([level for colour in voc.palette() for level in colour])
     return palette
 
 

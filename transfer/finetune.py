@@ -135,7 +135,7 @@ def _localise(cfg: Config, args: argparse.Namespace) -> None:
     """Fit a config to this run: data root, work dir, seed, processes, exact metrics."""
     if args.data_root:
         # Config is not a dict, its content is.
-        set_data_root(cfg._cfg_dict, args.data_root)
+        set_data_root(cfg, args.data_root)
     check_lists(cfg)
     cfg.work_dir = str(args.work_dir)
     cfg.resume = args.resume

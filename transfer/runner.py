@@ -189,7 +189,7 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
         identities = {seed: {'name': name, **describe(cfg, backbone, seed)} for seed in options.seeds}
         put_into(cfg, backbone)
         split_total_batch(cfg, options.gpus)
-        set_data_root(cfg._cfg_dict, parsed.data_root or 'data')
+        set_data_root(cfg, parsed.data_root or 'data')
         lists: dict[str, list[str]] = {}
         for dataset in voc_datasets(cfg):
             lists.setdefault(dataset.data_root, []).append(Path(dataset.ann_file).stem)

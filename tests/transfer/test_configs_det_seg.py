@@ -124,7 +124,7 @@ def test_flip2x_walks_each_image_and_its_mirror_once(tiny_voc):
     from sd_pretrain.cli import set_data_root
 
     cfg = Config.fromfile(REPO / 'configs/det/faster-rcnn_r101-c4_8xb2_voc07-flip2x.py')
-    set_data_root(cfg._cfg_dict, tiny_voc)
+    set_data_root(cfg, tiny_voc)
     for part in cfg.train_dataloader.dataset.datasets:
         part.filter_cfg.min_size = 1
     mmcv_ops.install()

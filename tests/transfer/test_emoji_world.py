@@ -9,15 +9,14 @@ from PIL import Image
 
 from sd_pretrain.cli import InputError
 from transfer.emoji_world import (
-    CLASSES,
     PRETRAIN_SPRITES,
     WorldSize,
     digest,
     ensure,
     mask_of,
     scene,
-    voc_palette,
 )
+from transfer.voc import CLASSES
 
 TINY = WorldSize(
     pretrain_train=2, pretrain_val=1, det_trainval=6, det_test=3, seg_train=3, seg_aug=4, seg_val=2
@@ -99,9 +98,3 @@ def test_mask_and_boxes_of_a_scene_agree():
             boxes = [o.box for o in objects if o.name == one.name]
             assert columns.min() >= min(b[0] for b in boxes) and columns.max() < max(b[2] for b in boxes)
             assert rows.min() >= min(b[1] for b in boxes) and rows.max() < max(b[3] for b in boxes)
-
-
-def test_the_palette_is_vocs():
-    colours = np.reshape(voc_palette(), (256, 3)).tolist()
-    assert colours[:4] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
-    assert colours[20] == [0, 64, 128] and colours[255] == [224, 224, 192]

@@ -26,7 +26,7 @@ def finished_run(work_dir, task, data_root):
     else:
         from mmseg.registry import MODELS
     cfg = Config.fromfile(REPO / 'configs' / 'demo' / CONFIGS[task])
-    set_data_root(cfg._cfg_dict, data_root)
+    set_data_root(cfg, data_root)
     cfg.model.backbone.init_cfg = None
     if task == 'det':
         cfg.model.roi_head.shared_head.init_cfg = None
