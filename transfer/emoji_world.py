@@ -27,7 +27,7 @@ from transfer import voc
 VERSION = 1
 
 # The 20 classes of VOC in their official order; one sprite is drawn at random for each object. The first
-# sprite of a class is also a pretraining class, as ILSVRC2012 holds most objects of VOC; the others are for the
+# sprite of a class is also a pretraining class, as ILSVRC2012 holds most objects of VOC; others are for the
 # transfer only.
 VOC_SPRITES = {
     'aeroplane': ('2708', '1f6e9'),

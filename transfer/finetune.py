@@ -134,7 +134,6 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
 def _localise(cfg: Config, args: argparse.Namespace) -> None:
     """Fit a config to this run: data root, work dir, seed, processes, exact metrics."""
     if args.data_root:
-        # Config is not a dict, its content is.
         set_data_root(cfg, args.data_root)
     check_lists(cfg)
     cfg.work_dir = str(args.work_dir)
