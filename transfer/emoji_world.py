@@ -70,10 +70,10 @@ class WorldSize:
     """How many images the world has, and how large they are in pixels."""
 
     pretrain_train: int = 30  # images a class
-    pretrain_val: int = 10
+    pretrain_val: int = 6
     pretrain_px: int = 72
-    det_trainval: int = 400
-    det_test: int = 160
+    det_trainval: int = 320
+    det_test: int = 120
     seg_train: int = 120
     seg_aug: int = 280
     seg_val: int = 120
@@ -147,17 +147,17 @@ def classification_image(seed: Iterable[int], code: str, px: int) -> Image.Image
 
 
 def scene(seed: Iterable[int], size: tuple[int, int]) -> tuple[Image.Image, list[_Object]]:
-    """One VOC scene of ``size`` (width, height): one to three objects, and how they lie over each other.
+    """One VOC scene of ``size`` (width, height): up to three objects, and how they lie over each other.
 
     Objects are drawn in turn; one that would hide more than a quarter of an earlier one is left out.
     """
     rng = np.random.default_rng(list(seed))
     image = _background(rng, size)
     objects: list[_Object] = []
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.integers(2, 4))):
         name = voc.CLASSES[int(rng.integers(len(voc.CLASSES)))]
         code = VOC_SPRITES[name][int(rng.integers(len(VOC_SPRITES[name])))]
-        sprite = _drawn_sprite(rng, code, min(size) * int(rng.integers(30, 66)) // 100)
+        sprite = _drawn_sprite(rng, code, min(size) * int(rng.integers(35, 76)) // 100)
         left, top = (
             int(rng.integers(0, max(1, frame - edge + 1)))
             for frame, edge in zip(size, sprite.size, strict=True)
@@ -302,26 +302,36 @@ def _description(seed: int, size: WorldSize) -> dict:
     return {'version': VERSION, 'seed': seed, **json.loads(json.dumps(asdict(size)))}
 
 
-def ensure(root: Path, seed: int = 0, size: WorldSize | None = None) -> bool:
-    """Make the world under ``root`` unless it is there already; returns whether it was made now.
+def ensure(root: Path, seed: int | None = None, size: WorldSize | None = None) -> bool:
+    """Make the world under ``root`` unless one is there already; returns whether it was made now.
+
+    Args:
+        root: the folder.
+        seed: if given, a world that is there must have this seed; default: any, and 0 for a new one.
+        size: if given, a world that is there must have this size; default: any, and ``WorldSize()``.
 
     Raises:
         InputError: ``root`` holds something else, which is left as it is.
     """
-    wanted = _description(seed, size or WorldSize())
-    if root.exists():
-        try:
-            found = json.loads((root / 'world.json').read_text())
-        except (OSError, ValueError):
-            found = None
-        if found != wanted:
-            raise InputError(
-                f'{root} exists and is not the demo world asked for (its world.json says {found}, wanted '
-                f'{wanted}); delete the folder or name another'
-            )
-        return False
-    write_world(root, seed, size)
-    return True
+    if not root.exists():
+        write_world(root, seed or 0, size)
+        return True
+    try:
+        found = json.loads((root / 'world.json').read_text())
+    except (OSError, ValueError):
+        raise InputError(
+            f'{root} exists and is no demo world (no world.json): name another folder, or delete this one'
+        ) from None
+    wanted = _description(found['seed'] if seed is None else seed, size or WorldSize())
+    wanted = wanted if size else {**found, 'seed': wanted['seed'], 'version': VERSION}
+    if found != wanted:
+        differ = ', '.join(
+            f'{key} {found.get(key)}, not {wanted[key]}' for key in wanted if found.get(key) != wanted[key]
+        )
+        raise InputError(
+            f'{root} holds another demo world ({differ}): name another folder, or delete this one'
+        )
+    return False
 
 
 def digest(root: Path) -> str:

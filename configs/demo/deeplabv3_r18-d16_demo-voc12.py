@@ -1,15 +1,15 @@
 # Segmentation in the emoji world (scenes of 160x128): the DeepLabv3 recipe, small enough for two CPU cores.
 _base_ = ['../seg/deeplabv3_r18-d16-syncbn_8xb1_voc12aug.py']
 
-epochs = 4
-total_batch_size = 8
-lr = 0.02
-crop_size = (129, 129)  # 16 * 8 + 1
-scale, ratio_range = (160, 160), (0.75, 1.5)
-aspp_channels, aspp_dilations = 64, (1, 2, 4, 6)
+epochs = 5
+total_batch_size = 4
+lr = 0.05
+crop_size = (81, 105)  # height, width
+scale, ratio_range = (112, 112), (0.95, 1.25)  # scenes of 112x90, larger than the crop
+aspp_channels, aspp_dilations = 128, (1, 2, 4, 6)
 
 model = dict(
-    data_preprocessor=dict(size=crop_size, test_cfg=dict(size=(161, 161))),
+    data_preprocessor=dict(size=crop_size, test_cfg=dict(size=(97, 113))),
     decode_head=dict(channels=aspp_channels, dilations=aspp_dilations),
 )
 train_pipeline = [
@@ -20,9 +20,16 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
 ]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    # After Resize: predictions come back in the original size, where the masks are.
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
 parts = [('SegmentationClass', 'train'), ('SegmentationClassAug', 'aug')]
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(
@@ -38,7 +45,7 @@ train_dataloader = dict(
         ]
     ),
 )
-val_dataloader = dict(num_workers=0, persistent_workers=False)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=lr))
