@@ -21,7 +21,7 @@ from transfer.voc import CLASSES
 TINY = WorldSize(
     pretrain_train=2, pretrain_val=1, det_trainval=6, det_test=3, seg_train=3, seg_aug=4, seg_val=2
 )
-TINY_DIGEST = ''
+TINY_DIGEST = '43a6c08b1c4146a6deebf0872963c08aac92e51cf4693673941d2c080a359354'
 
 
 @pytest.fixture(scope='module')
