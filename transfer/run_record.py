@@ -56,7 +56,7 @@ def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
         'config': _relative(cfg.filename),
         'config_sha256': config_sha256(cfg),
         'arch': config_arch(cfg),
-        'backbone': backbone.path,
+        'backbone': backbone.path if backbone.arch is None else _relative(backbone.path),
         'sha256': backbone.sha256,
     }
 

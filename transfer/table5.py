@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def run_table5(what: Table5) -> Path:
     for task, dataset in TASKS:
         with stages(task):
             results += runner.run_transfer(task, dataset, backbones, options)
-    with stages('samples'):
+    with stages('samples'), _quiet(what.work_dir / 'samples.log'):
         drawn = _samples(what, list(backbones), options)
     return _write(what, results, drawn, stages)
 
@@ -138,7 +138,8 @@ def _data(what: Table5) -> Path:
     from transfer.check_data import check_voc07, check_voc12
 
     if what.data_root is None:
-        emoji_world.ensure(what.demo_data)
+        if emoji_world.ensure(what.demo_data):
+            print(f'made the demo data: {what.demo_data}', flush=True)
         return what.demo_data
     checks = (
         (check_imagenet, 'ILSVRC2012'),
@@ -170,6 +171,14 @@ def _threads(what: Table5) -> dict[str, str]:
     if 'OMP_NUM_THREADS' in os.environ:
         return {}
     return {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // (what.parallel * what.gpus)))}
+
+
+@contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Send what the libraries print while they load and predict to a file."""
+    print(f'draw samples (log: {log})', flush=True)
+    with log.open('w') as file, redirect_stdout(file), redirect_stderr(file):
+        yield
 
 
 def _samples(what: Table5, names: list[str], options: runner.Options) -> dict:
