@@ -52,16 +52,20 @@ def cpu_share(processes: int) -> int:
 
 
 def check_gpus(gpus: int) -> None:
-    """Check that this machine can run ``gpus`` processes: as many GPUs, or none at all (CPU processes).
+    """Check that this machine can run ``gpus`` processes: as many GPUs, or none at all and as many cores.
 
     Raises:
-        InputError: it has some GPUs, but fewer.
+        InputError: it has fewer.
     """
-    found = torch.cuda.device_count()
+    found, cores = torch.cuda.device_count(), os.cpu_count() or 1
     if gpus < 1:
         raise InputError(f'the number of GPUs must be at least 1, found {gpus}')
     if 0 < found < gpus:
         raise InputError(f'{gpus} GPUs asked for, this machine has {found}; ask for at most {found}')
+    if not found and gpus > cores:
+        raise InputError(
+            f'{gpus} GPUs asked for, this machine has none; on its {cores} cores ask for at most {cores}'
+        )
 
 
 def init_distributed(launcher: str, cfg: Config) -> None:

@@ -22,7 +22,9 @@ def main() -> None:
         '--data-root', type=Path, help='folder of ILSVRC2012 and VOCdevkit; default: the demo data'
     )
     parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
-    parser.add_argument('--arch', default='r152', help='r18, r50, r101 or r152 (default), on real data')
+    parser.add_argument(
+        '--arch', default='r152', choices=('r18', 'r50', 'r101', 'r152'), help='on real data; default: r152'
+    )
     parser.add_argument('--seeds', default='1', help='of the fine-tunings: how many (3), or which (0,1,7)')
     parser.add_argument('--scratch', action='store_true', help='add fine-tunings from random weights')
     parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')

@@ -94,11 +94,20 @@ def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, str
     """Read ``NAME=CHECKPOINT`` arguments; the first is the baseline. Without any: the paper's BL and SD.
 
     Raises:
-        InputError: a pair lacks its ``=`` or checkpoint, a name cannot name a folder, or is there twice.
+        InputError: a pair lacks its ``=`` or checkpoint, a name cannot name a folder, or is there twice;
+            or without any there are no such pretrainings.
     """
     stem = '{}_r18_demo' if demo else '{}_r152_imagenet'
     if not pairs:
-        pairs = [f'{name}=work_dirs/{stem.format(name.lower())}' for name in ('BL', 'SD')]
+        own = {name: Path('work_dirs') / stem.format(name.lower()) for name in ('BL', 'SD')}
+        missing = [folder for folder in own.values() if not folder.is_dir()]
+        if missing:
+            config = f'configs/{"demo/" if demo else ""}{missing[0].name}.py'
+            raise InputError(
+                f'no NAME=CHECKPOINT is given, and there is no {" and no ".join(map(str, missing))}: name '
+                f'checkpoints, or pretrain, beginning with tools/dist_train.sh {config} {1 if demo else 8}'
+            )
+        return {name: str(folder) for name, folder in own.items()}
     named: dict[str, str] = {}
     for pair in pairs:
         name, equals, checkpoint = pair.partition('=')

@@ -146,8 +146,14 @@ def _data(what: Table5) -> Path:
         (check_voc07, 'VOCdevkit/VOC2007'),
         (check_voc12, 'VOCdevkit/VOC2012'),
     )
+    wrong = []
     for check, folder in checks:
-        print(f'{what.data_root / folder}: {check(what.data_root / folder, full_size=True)}', flush=True)
+        try:
+            print(f'{what.data_root / folder}: {check(what.data_root / folder, full_size=True)}', flush=True)
+        except InputError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InputError('\n       '.join(wrong))
     return what.data_root
 
 

@@ -263,8 +263,15 @@ def test_more_gpus_than_there_are(refused, tiny_config, monkeypatch):
     assert '3 GPUs asked for, this machine has 2' in refused(tiny_config, '--check', '--gpus', '3')
 
 
+def test_more_processes_than_cores_where_there_is_no_gpu(refused, tiny_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 4)
+    assert 'on its 4 cores ask for at most 4' in refused(tiny_config, '--check', '--gpus', '5')
+
+
 def test_batch_that_cannot_be_divided(refused, tiny_config, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 4)
     assert 'cannot be divided over 3' in refused(tiny_config, '--check', '--gpus', '3')
 
 

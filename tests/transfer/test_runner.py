@@ -68,10 +68,16 @@ def identity(config, options=None):
 
 def test_names_and_checkpoints():
     assert runner.named_checkpoints(['B=x=1.pth', 'A=none']) == {'B': 'x=1.pth', 'A': 'none'}
-    assert runner.named_checkpoints([]) == {
-        'BL': 'work_dirs/bl_r152_imagenet',
-        'SD': 'work_dirs/sd_r152_imagenet',
-    }
+
+
+def test_without_names_the_papers_two_pretrainings_are_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = {'BL': 'work_dirs/bl_r152_imagenet', 'SD': 'work_dirs/sd_r152_imagenet'}
+    Path(own['BL']).mkdir(parents=True)
+    with pytest.raises(InputError, match='no work_dirs/sd_r152_imagenet: name checkpoints, or pretrain'):
+        runner.named_checkpoints([])
+    Path(own['SD']).mkdir()
+    assert runner.named_checkpoints([]) == own
 
 
 def test_seeds():
