@@ -40,6 +40,9 @@ def rotate(images: Tensor, degrees: float, generator: torch.Generator | None = N
         images: ``(N, 3, H, W)`` float.
         degrees: largest angle.
         generator: source of the random angles, on the images' device.
+
+    Returns:
+        New images; computed in float32 also under autocast.
     """
     n, _, height, width = images.shape
     angle = torch.empty(n, device=images.device).uniform_(-degrees, degrees, generator=generator) * (
@@ -48,5 +51,7 @@ def rotate(images: Tensor, degrees: float, generator: torch.Generator | None = N
     sin, cos, zero = angle.sin(), angle.cos(), torch.zeros_like(angle)
     ratio = height / width
     theta = torch.stack([cos, -sin * ratio, zero, sin / ratio, cos, zero], 1).view(n, 2, 3)
-    grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
-    return F.grid_sample(images, grid, mode='bilinear', padding_mode='reflection', align_corners=False)
+    # Autocast runs the matrix product in affine_grid in bfloat16: coordinates half a pixel off.
+    with torch.autocast(images.device.type, enabled=False):
+        grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
+        return F.grid_sample(images, grid, mode='bilinear', padding_mode='reflection', align_corners=False)

@@ -117,3 +117,10 @@ def test_rotation_turns_about_the_centre():
     assert (out - rings)[..., inner].abs().max() < 0.1
     stripes = (x / 4).sin().expand(16, 3, 60, 90)
     assert (rotate(stripes, 45, torch.Generator().manual_seed(0)) - stripes)[..., inner].abs().max() > 1
+
+
+def test_rotation_is_as_precise_under_autocast():
+    images = 255 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain = rotate(images, 10, torch.Generator().manual_seed(0))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(rotate(images, 10, torch.Generator().manual_seed(0)), plain)
