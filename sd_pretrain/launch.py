@@ -44,7 +44,8 @@ def is_main_process(launcher: str) -> bool:
 
 def cpu_share(processes: int) -> int:
     """Number of CPUs that each of ``processes`` may use on this machine, at least 1."""
-    if 'SLURM_CPUS_PER_TASK' in os.environ:
+    # Under torchrun in a Slurm job all processes of a machine share one task.
+    if 'SLURM_CPUS_PER_TASK' in os.environ and 'LOCAL_WORLD_SIZE' not in os.environ:
         return int(os.environ['SLURM_CPUS_PER_TASK'])
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     local = int(os.environ.get('LOCAL_WORLD_SIZE', min(processes, torch.cuda.device_count() or processes)))
