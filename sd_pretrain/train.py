@@ -16,7 +16,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from sd_pretrain.checkpoint import check_fits, read_checkpoint
 from sd_pretrain.classifier import check_network
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
-from sd_pretrain.imagenet import check_imagenet
+from sd_pretrain.imagenet import check_imagenet, scan_split
 from sd_pretrain.launch import cpu_share, init_distributed, is_main_process, leave_distributed, world_size
 from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
 from sd_pretrain.schedule import check_ends, teacher_iteration
@@ -93,14 +93,9 @@ def check_data(cfg: Config) -> dict[str, int]:
     Raises:
         InputError: they do not.
     """
-    counts = check_imagenet(cfg.train_dataloader.dataset.data_root)
-    classes = cfg.model.num_classes
-    if counts['classes'] != classes:
-        raise InputError(
-            f'{cfg.train_dataloader.dataset.data_root} has {counts["classes"]} class folders, the config has '
-            f'model.num_classes={classes}; give --cfg-options model.num_classes={counts["classes"]} '
-            'or other data'
-        )
+    root = cfg.train_dataloader.dataset.data_root
+    counts = check_imagenet(root)
+    check_classes(cfg, root, counts['classes'])
     batch = cfg.get('total_batch_size', 1)
     if counts['train'] < batch:
         raise InputError(
@@ -108,6 +103,20 @@ def check_data(cfg: Config) -> dict[str, int]:
             'lower it with --cfg-options total_batch_size=N'
         )
     return counts
+
+
+def check_classes(cfg: Config, root: str | Path, found: int) -> None:
+    """Check that ``root`` has as many class folders as the config's model has classes.
+
+    Raises:
+        InputError: it has not.
+    """
+    classes = cfg.model.num_classes
+    if found != classes:
+        raise InputError(
+            f'{root} has {found} class folders, the config has model.num_classes={classes}; '
+            f'give --cfg-options model.num_classes={found} or other data'
+        )
 
 
 def mini_generations(cfg: Config) -> dict[str, Any]:
@@ -258,12 +267,21 @@ def test(
     cfg.work_dir = str(work_dir or Path(cfg.work_dir) / 'test')
     content = read_checkpoint(checkpoint)
     check_network(cfg.model.network)
-    check_data(cfg)
+    # The validation images are all that is needed, and any number of processes may share them.
+    for key in (
+        'train_dataloader',
+        'train_cfg',
+        'optim_wrapper',
+        'param_scheduler',
+        'custom_hooks',
+        'total_batch_size',
+    ):
+        cfg.pop(key, None)
+    data = cfg.test_dataloader.dataset
+    check_classes(cfg, data.data_root, len(scan_split(data.data_root, data.split)[0]))
     fit_machine(cfg, processes)
     cfg.launcher = launcher
     init_distributed(launcher, cfg)
-    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks'):
-        cfg.pop(key, None)
     runner = Runner.from_cfg(cfg)
     model = getattr(runner.model, 'module', runner.model)
     check_fits(model, content, checkpoint)

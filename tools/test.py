@@ -7,7 +7,7 @@ import argparse
 from mmengine.config import DictAction
 
 from sd_pretrain.cli import run_main
-from sd_pretrain.launch import LAUNCHERS
+from sd_pretrain.launch import LAUNCHERS, is_main_process
 from sd_pretrain.train import test
 
 
@@ -41,7 +41,9 @@ def main() -> int:
         options=args.cfg_options,
         launcher=args.launcher,
     )
-    print(f'top-1 {metrics["accuracy/top1"]:.2f}%, top-5 {metrics["accuracy/top5"]:.2f}%: {args.checkpoint}')
+    if is_main_process(args.launcher):
+        top1, top5 = metrics['accuracy/top1'], metrics['accuracy/top5']
+        print(f'top-1 {top1:.2f}%, top-5 {top5:.2f}%: {args.checkpoint}')
     return 0
 
 

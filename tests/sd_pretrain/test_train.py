@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,7 +122,10 @@ def test_a_finished_run_is_left_alone(run_tool, trained, tiny_config, image_fold
 def test_evaluation_gives_the_accuracy_of_the_run(
     run_tool, trained, tiny_config, image_folder, tmp_path, capsys
 ):
-    arguments = [tiny_config, trained / 'snapshot_2.pth', '--work-dir', tmp_path, '--data-root', image_folder]
+    # The training images are not needed.
+    validation = Path('ILSVRC2012') / 'val'
+    shutil.copytree(image_folder / validation, tmp_path / validation)
+    arguments = [tiny_config, trained / 'snapshot_2.pth', '--work-dir', tmp_path, '--data-root', tmp_path]
     assert run_tool('test.py', *arguments) == 0
     result = json.loads((trained / 'result.json').read_text())
     assert f'top-1 {100 * result["top1"]:.2f}%' in capsys.readouterr().out
