@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from sd_pretrain.cli import InputError
 
@@ -70,6 +70,27 @@ def learning_rate(l: int, ends: Sequence[int], alphas: Sequence[float]) -> float
     return alphas[k - 1] / 2 * (1 + math.cos(math.pi * (l - 1 - begin) / (ends[k - 1] - begin)))
 
 
+def check_periods(periods: Sequence[int], ends: Sequence[int], unit: str, hint: str = '') -> None:
+    """Check that the learning rate restarts where the mini-generations end.
+
+    Args:
+        periods: lengths of the cosines.
+        ends: ends of the mini-generations, in the same unit.
+        unit: the unit, for the message.
+        hint: what else the message says.
+
+    Raises:
+        InputError: it does not, and both sides are in the message.
+    """
+    periods_end = list(accumulate(periods))
+    if periods_end != list(ends):
+        raise InputError(
+            'the learning rate restarts where no mini-generation ends: the periods of CosineRestartLR end at '
+            f'{periods_end}, the mini-generations of SnapshotDistillationHook at {list(ends)} ({unit}); '
+            f'make them agree{hint}'
+        )
+
+
 def check_scheduler(schedulers: object, ends: Sequence[int], lr: float | None = None) -> None:
     """Check the run's built parameter schedulers against the ends of the mini-generations.
 
@@ -90,13 +111,8 @@ def check_scheduler(schedulers: object, ends: Sequence[int], lr: float | None = 
         raise InputError(
             f'the mini-generations need the learning rate of Eqn 5, found {found}{by_epoch}; {what}'
         )
-    periods_end = list(schedulers[0].cumulative_periods)
-    if periods_end != list(ends):
-        raise InputError(
-            'the learning rate restarts where no mini-generation ends: the periods of CosineRestartLR end at '
-            f'{periods_end}, the mini-generations of SnapshotDistillationHook at {list(ends)} (iterations); '
-            'make them agree (a resumed run brings its periods with it: same data, batch and ends are needed)'
-        )
+    hint = ' (a resumed run brings its periods with it: same data, batch and ends are needed)'
+    check_periods(schedulers[0].periods, ends, 'iterations', hint)
     base = schedulers[0].base_values[0]
     if lr is not None and base != lr:
         raise InputError(

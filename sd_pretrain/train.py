@@ -19,7 +19,7 @@ from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.imagenet import check_imagenet, scan_split
 from sd_pretrain.launch import cpu_share, init_distributed, is_main_process, leave_distributed, world_size
 from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
-from sd_pretrain.schedule import check_ends, teacher_iteration
+from sd_pretrain.schedule import check_ends, check_periods, teacher_iteration
 from sd_pretrain.snapshot_hook import TEACHER_KEY, check_teacher
 
 # Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
@@ -120,10 +120,10 @@ def check_classes(cfg: Config, root: str | Path, found: int) -> None:
 
 
 def mini_generations(cfg: Config) -> dict[str, Any]:
-    """The config's SnapshotDistillationHook, after a check of its ends against the length of the run.
+    """The config's SnapshotDistillationHook, its ends checked against run and learning rate.
 
     Raises:
-        InputError: there is none, or its ends do not fill the run.
+        InputError: there is none, or its ends do not fill the run or do not fit the periods.
     """
     hooks = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] == 'SnapshotDistillationHook']
     if len(hooks) != 1:
@@ -131,7 +131,14 @@ def mini_generations(cfg: Config) -> dict[str, Any]:
             f'the config has {len(hooks)} SnapshotDistillationHook in custom_hooks; it takes one, '
             'also for BL (ends=[max_epochs], distill=False)'
         )
-    check_ends(hooks[0]['ends'], cfg.train_cfg.max_epochs, 'epochs')
+    ends = hooks[0]['ends']
+    check_ends(ends, cfg.train_cfg.max_epochs, 'epochs')
+    schedulers = cfg.get('param_scheduler') or []
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    # The hook checks what was built from this; here it is found before any process starts.
+    types = [scheduler['type'] for scheduler in schedulers]
+    if types == ['CosineRestartLR'] and schedulers[0].get('by_epoch', True):
+        check_periods(schedulers[0].get('periods', []), ends, 'epochs')
     return hooks[0]
 
 

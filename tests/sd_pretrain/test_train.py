@@ -156,7 +156,7 @@ def test_check_only_writes_nothing(run_tool, tiny_config, image_folder, tmp_path
         (['custom_hooks.0.ends=[2,4]'], 'ends [2, 4], run length 3'),
         (
             ['custom_hooks.0.ends=[1,3]'],
-            'end at [6, 9], the mini-generations of SnapshotDistillationHook at [3, 9]',
+            'end at [2, 3], the mini-generations of SnapshotDistillationHook at [1, 3] (epochs)',
         ),
         (['custom_hooks=[]'], '0 SnapshotDistillationHook'),
         (['total_batch_size=64'], '24 training images are less than one batch of 64'),
