@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import nn
 
@@ -55,3 +56,22 @@ def check_fits(model: nn.Module, content: dict[str, Any], path: str | Path) -> N
             f'{want.get(key, "none")}, the checkpoint {have.get(key, "none")}; '
             'use the config it was trained with'
         )
+
+
+def check_optimizer(cfg: Config, content: dict[str, Any], path: str | Path) -> None:
+    """Check that the config's optimizer is set as the checkpoint's, which takes its place on resume.
+
+    Raises:
+        InputError: a setting differs.
+    """
+    if cfg.optim_wrapper.get('paramwise_cfg') or (cfg.get('auto_scale_lr') or {}).get('enable'):
+        return
+    for group in content['optimizer'].get('param_groups', []):
+        group = {**group, 'lr': group.get('initial_lr', group['lr'])}
+        for key, value in cfg.optim_wrapper.optimizer.items():
+            value = tuple(value) if isinstance(value, list) else value
+            if key in group and group[key] != value:
+                raise InputError(
+                    f'the config has {key}={value}, {path} was trained with {group[key]}, which would win on '
+                    'resume; set it back, or start anew in another --work-dir'
+                )

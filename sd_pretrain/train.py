@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from sd_pretrain.checkpoint import check_fits, read_checkpoint
+from sd_pretrain.checkpoint import check_fits, check_optimizer, read_checkpoint
 from sd_pretrain.classifier import check_network
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.imagenet import check_imagenet, scan_split
@@ -61,6 +61,11 @@ def load_config(
         cfg.merge_from_dict(options or {})
     except Exception as error:
         raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+    if 'train_dataloader.batch_size' in (options or {}) and 'total_batch_size' in cfg:
+        raise InputError(
+            'train_dataloader.batch_size follows from total_batch_size and the number of processes; '
+            'set that one: --cfg-options total_batch_size=N'
+        )
     if 'train_dataloader' not in cfg or 'TimmClassifier' not in str(cfg.get('model')):
         raise InputError(f'{path} is no pretraining config: it needs a TimmClassifier and a train_dataloader')
     root = data_root or cfg.get('default_data_root')
@@ -146,7 +151,8 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     """Set where to resume: ``'auto'`` is the latest checkpoint of the work dir, if there is one.
 
     Raises:
-        InputError: the checkpoint is missing, damaged, of another model, or lacks the teacher that is due.
+        InputError: the checkpoint is missing, damaged, of another model or other optimizer settings,
+            or lacks the teacher that is due.
     """
     if resume is None:
         return
@@ -161,6 +167,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         raise InputError(f'{resume} cannot be resumed: it has no optimizer state; use an epoch_N.pth')
     with torch.device('meta'):
         check_fits(MODELS.build(cfg.model), content, resume)
+    check_optimizer(cfg, content, resume)
     hook, epoch = mini_generations(cfg), content['meta']['epoch']
     if hook.get('distill', True) and epoch < hook['ends'][-1]:
         end = teacher_iteration(epoch + 1, hook['ends'])

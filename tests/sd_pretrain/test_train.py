@@ -159,6 +159,7 @@ def test_check_only_writes_nothing(run_tool, tiny_config, image_folder, tmp_path
             'end at [2, 3], the mini-generations of SnapshotDistillationHook at [1, 3] (epochs)',
         ),
         (['custom_hooks=[]'], '0 SnapshotDistillationHook'),
+        (['train_dataloader.batch_size=4'], 'follows from total_batch_size'),
         (['total_batch_size=64'], '24 training images are less than one batch of 64'),
     ],
 )
@@ -257,9 +258,12 @@ def test_snapshots_cannot_be_resumed(refused, trained, tiny_config):
     assert 'no optimizer state' in refused(tiny_config, '--resume', trained / 'snapshot_1.pth')
 
 
-def test_resume_with_another_learning_rate(refused, trained, tiny_config):
-    options = ['--cfg-options', 'optim_wrapper.optimizer.lr=0.5']
-    assert 'learning rate of 0.5' in refused(tiny_config, '--resume', trained / RESUMABLE, *options)
+@pytest.mark.parametrize('setting, trained_with', [('lr=0.5', '0.05'), ('weight_decay=0.5', '0.0001')])
+def test_resume_with_other_optimizer_settings(refused, trained, tiny_config, setting, trained_with):
+    options = ['--cfg-options', f'optim_wrapper.optimizer.{setting}']
+    line = refused(tiny_config, '--resume', trained / RESUMABLE, *options)
+    assert f'the config has {setting}, ' in line
+    assert f'was trained with {trained_with}, which would win' in line
 
 
 def test_more_gpus_than_there_are(refused, tiny_config, monkeypatch):
