@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 
 class InputError(Exception):
     """A mistake in what the user gave: the message says what, where, and what to do about it."""
+
+
+class Options(DictAction):
+    """``KEY=VALUE ...`` of ``--cfg-options`` as a dict; raises InputError for what is not of that form."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any
+    ) -> None:
+        """Parse the values into ``namespace``."""
+        try:
+            super().__call__(parser, namespace, values, *args)
+        except (ValueError, AssertionError):
+            given = ' '.join(values)
+            raise InputError(f'--cfg-options {given}: KEY=VALUE is needed, brackets closed') from None
 
 
 def run_main(main: Callable[[], int | None]) -> None:

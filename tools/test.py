@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mmengine.config import DictAction
-
-from sd_pretrain.cli import run_main
+from sd_pretrain.cli import Options, run_main
 from sd_pretrain.launch import LAUNCHERS, is_main_process
 from sd_pretrain.train import test
 
@@ -21,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Options,
         metavar='KEY=VALUE',
         help='override settings of the config',
     )

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
-from sd_pretrain.cli import run_main
+from sd_pretrain.cli import Options, run_main
 from sd_pretrain.launch import LAUNCHERS, check_gpus, is_main_process
 from sd_pretrain.train import train
 
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Options,
         metavar='KEY=VALUE',
         help='override settings of the config',
     )

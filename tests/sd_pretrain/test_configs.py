@@ -67,3 +67,10 @@ def test_print_config_fills_in_the_bases(run_tool, capsys):
     assert 'lr=0.3' in out
     assert run_tool('print_config.py', CONFIGS / 'none.py') == 2
     assert capsys.readouterr().err.startswith('error: no config')
+
+
+@pytest.mark.parametrize('option', ['lr', 'ends=[1,2'])
+@pytest.mark.parametrize('tool', ['train.py', 'print_config.py'])
+def test_options_that_are_not_key_and_value(run_tool, tool, option, capsys):
+    assert run_tool(tool, CONFIGS / 'sd_r18_imagenet.py', '--cfg-options', 'a=1', option) == 2
+    assert f'error: --cfg-options a=1 {option}: KEY=VALUE' in capsys.readouterr().err
