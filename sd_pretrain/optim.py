@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
+
+from sd_pretrain.cli import InputError
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -17,7 +20,19 @@ class Bf16OptimWrapper(OptimWrapper):
 
     bfloat16 has the range of float32, so the gradient scaler that mmengine's ``AmpOptimWrapper`` always runs,
     and its wait for the GPU in every iteration, are not needed; and that wrapper refuses to work on a CPU.
+
+    Raises:
+        InputError: the GPU has no bfloat16 of its own (before Ampere).
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        on_gpu = self.param_groups[0]['params'][0].is_cuda
+        if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise InputError(
+                f'--amp is bfloat16, which {torch.cuda.get_device_name()} lacks; instead of --amp give '
+                '--cfg-options optim_wrapper.type=AmpOptimWrapper (float16)'
+            )
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
