@@ -26,6 +26,8 @@ def check_ends(ends: Sequence[int], length: int, unit: str = 'iterations') -> No
     Raises:
         InputError: they are not, and both sides are in the message.
     """
+    if not isinstance(ends, list | tuple):
+        raise InputError(f'mini-generation ends must be a list, such as [45, 90], found {ends!r}')
     ends = list(ends)
     if not ends or any(int(end) != end or end <= 0 for end in ends):
         raise InputError(f'mini-generation ends must be positive whole numbers, found {ends}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.losses import sd_loss
 from sd_pretrain.schedule import check_ends, check_scheduler, mini_generation, teacher_iteration
 from sd_pretrain.teacher import FrozenTeacher
 
@@ -38,8 +40,12 @@ class SnapshotDistillationHook(Hook):
     Args:
         ends: last epoch of each mini-generation (``L'_1 .. L'_K``); the last one is ``max_epochs``.
         distill: whether the snapshots teach.
-        **loss_args: ``temperature``, ``lambda_s``, ``lambda_t``, ``symmetric`` of
+        **loss_args: ``temperature``, ``lambda_s``, ``lambda_t``, ``symmetric``, ``scale_by_t2`` of
             :func:`sd_pretrain.losses.sd_loss`.
+
+    Raises:
+        InputError: ``sd_loss`` has no such argument, or the temperature is not positive: the loss would
+            find out only when the first teacher is there.
     """
 
     # Before the scheduler (LOW) and CheckpointHook (VERY_LOW): the checkpoint of the same epoch holds the
@@ -47,6 +53,7 @@ class SnapshotDistillationHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, ends: Sequence[int], distill: bool = True, **loss_args: object):
+        check_loss_args(loss_args)
         self.end_epochs = list(ends)
         self.distill = distill
         self.loss_args = loss_args
@@ -123,6 +130,26 @@ class SnapshotDistillationHook(Hook):
         torch.save({'meta': meta, 'state_dict': state}, part)
         os.replace(part, path)
         runner.logger.info(f'Saved {path.name} at the end of mini-generation {k}.')
+
+
+def check_loss_args(loss_args: dict[str, object]) -> None:
+    """Check what a config hands to :func:`sd_pretrain.losses.sd_loss` through the hook.
+
+    Raises:
+        InputError: an unknown name, or a temperature that is not positive.
+    """
+    known = list(inspect.signature(sd_loss).parameters)[3:]  # after both logits and the labels
+    unknown = sorted(set(loss_args) - set(known))
+    if unknown:
+        raise InputError(
+            f'SnapshotDistillationHook has no setting {", ".join(unknown)}; it takes ends, distill, '
+            + ', '.join(known)
+        )
+    temperature = loss_args.get('temperature', 1.0)
+    if not isinstance(temperature, int | float) or not temperature > 0:
+        raise InputError(
+            f'the temperature of SnapshotDistillationHook must be positive, found {temperature!r}'
+        )
 
 
 def check_teacher(saved: dict | None, needed: int) -> None:

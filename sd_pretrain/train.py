@@ -20,7 +20,7 @@ from sd_pretrain.imagenet import check_imagenet, scan_split
 from sd_pretrain.launch import cpu_share, init_distributed, is_main_process, leave_distributed, world_size
 from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
 from sd_pretrain.schedule import check_ends, check_periods, teacher_iteration
-from sd_pretrain.snapshot_hook import TEACHER_KEY, check_teacher
+from sd_pretrain.snapshot_hook import TEACHER_KEY, check_loss_args, check_teacher
 
 # Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
 CHECKED = 'SD_PRETRAIN_CHECKED'
@@ -136,7 +136,10 @@ def mini_generations(cfg: Config) -> dict[str, Any]:
             f'the config has {len(hooks)} SnapshotDistillationHook in custom_hooks; it takes one, '
             'also for BL (ends=[max_epochs], distill=False)'
         )
-    ends = hooks[0]['ends']
+    ends = hooks[0].get('ends')
+    check_loss_args(
+        {key: hooks[0][key] for key in hooks[0] if key not in ('type', 'ends', 'distill', 'priority')}
+    )
     check_ends(ends, cfg.train_cfg.max_epochs, 'epochs')
     schedulers = cfg.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
