@@ -13,6 +13,14 @@ config="$1" gpus="$2"
 shift 2
 nnodes="${NNODES:-1}"
 port="${PORT:-${MASTER_PORT:-}}"
+if ! [[ "$nnodes" =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: NNODES is the number of machines, found '$nnodes'" >&2
+  exit 2
+fi
+if [ "$nnodes" -gt 1 ] && { [ -z "${MASTER_ADDR:-}" ] || [ -z "${NODE_RANK:-}" ]; }; then
+  echo "error: NNODES=$nnodes also needs MASTER_ADDR, the same on each machine, and NODE_RANK, 0 to $((nnodes - 1))" >&2
+  exit 2
+fi
 
 # What the user can mend is found here, in one process, and said in one line.
 "$PYTHON" tools/train.py "$config" --check --gpus "$gpus" --processes "$((gpus * nnodes))" "$@"

@@ -127,6 +127,20 @@ def test_mistakes_are_one_line_before_any_process_starts(tmp_path, tiny_config):
     assert 'usage' in done.stderr
 
 
+@pytest.mark.parametrize(
+    'environment, message',
+    [
+        ({'NNODES': '2x'}, "number of machines, found '2x'"),
+        ({'NNODES': '2', 'MASTER_ADDR': '', 'NODE_RANK': '0'}, 'needs MASTER_ADDR'),
+        ({'NNODES': '2', 'MASTER_ADDR': 'host', 'NODE_RANK': ''}, 'and NODE_RANK, 0 to 1'),
+    ],
+)
+def test_several_machines_are_told_apart(tiny_config, environment, message):
+    done = dist_train(tiny_config, 2, **environment)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
 @pytest.mark.skipif(shutil.which('srun') is not None, reason='would ask Slurm for a job')
 def test_slurm_launcher_without_slurm(tiny_config):
     done = dist_train('partition', 'name', tiny_config, tool='slurm_train.sh')
