@@ -12,6 +12,10 @@ fi
 partition="$1" job_name="$2" config="$3"
 shift 3
 gpus="${GPUS:-8}"
+if ! [[ "$gpus" =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: GPUS is the number of GPUs, found '$gpus'" >&2
+  exit 2
+fi
 per_node="${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}"
 
 if ! command -v srun > /dev/null; then

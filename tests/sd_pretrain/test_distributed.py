@@ -141,6 +141,13 @@ def test_several_machines_are_told_apart(tiny_config, environment, message):
     assert message in done.stderr
 
 
+@pytest.mark.parametrize('gpus', ['0', 'all'])
+def test_slurm_launcher_with_a_wrong_number(tiny_config, gpus):
+    done = dist_train('partition', 'name', tiny_config, tool='slurm_train.sh', GPUS=gpus)
+    assert done.returncode == 2
+    assert f"found '{gpus}'" in done.stderr
+
+
 @pytest.mark.skipif(shutil.which('srun') is not None, reason='would ask Slurm for a job')
 def test_slurm_launcher_without_slurm(tiny_config):
     done = dist_train('partition', 'name', tiny_config, tool='slurm_train.sh')
