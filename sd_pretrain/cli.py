@@ -30,12 +30,15 @@ class Options(DictAction):
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a tool's ``main`` and exit; an :class:`InputError` prints one line and exits with 2."""
+    """Run a tool's ``main`` and exit; an :class:`InputError` prints one line and exits with 2, Ctrl-C 130."""
     try:
         sys.exit(main() or 0)
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
 
 
 def set_data_root(cfg: Any, root: str | Path) -> None:

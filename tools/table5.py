@@ -29,14 +29,17 @@ def main() -> None:
     parser.add_argument('--scratch', action='store_true', help='add fine-tunings from random weights')
     parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')
     parser.add_argument('--parallel', type=int, help='runs side by side; default: 1 on GPUs, else up to 2')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/table5'))
+    parser.add_argument(
+        '--work-dir', type=Path, help='default: work_dirs/table5, on real data work_dirs/table5_<arch>'
+    )
     parser.add_argument(
         '--demo-data', type=Path, default=Path('work_dirs/demo_data'), help='made where missing'
     )
     args = parser.parse_args()
     cores = 1 if torch.cuda.is_available() else (os.cpu_count() or 1) // max(args.gpus, 1)
+    default = 'work_dirs/table5' + (f'_{args.arch}' if args.data_root else '')
     what = Table5(
-        work_dir=args.work_dir,
+        work_dir=args.work_dir or Path(default),
         data_root=args.data_root,
         demo_data=args.demo_data,
         arch=args.arch,
@@ -52,7 +55,7 @@ def main() -> None:
     print(', '.join(f'{stage["name"]} {stage["seconds"]:.0f} s' for stage in table5['stages']), end='; ')
     print(f'{table5["seconds"]:.0f} s in all')
     for name in ('table5.json', 'table5.md', 'report.html'):
-        print(args.work_dir / name)
+        print(what.work_dir / name)
 
 
 if __name__ == '__main__':

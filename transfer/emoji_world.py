@@ -7,12 +7,14 @@ arithmetic and on Pillow, so that the same pins give the same bytes on every mac
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -280,11 +282,11 @@ def _voc12_tasks(root: Path, seed: int, size: WorldSize) -> tuple[Callable[[int]
 
 
 def write_world(root: Path, seed: int = 0, size: WorldSize | None = None) -> None:
-    """Write the whole world under ``root``, which must not exist; it appears at once, when it is complete."""
+    """Write the whole world under ``root``, missing or empty; it appears at once, when it is complete."""
     size = size or WorldSize()
     partial_root = root.with_name(f'{root.name}.partial')
     shutil.rmtree(partial_root, ignore_errors=True)
-    (partial_root).mkdir(parents=True)
+    partial_root.mkdir(parents=True)
     voc = partial_root / 'VOCdevkit'
     tasks = [
         (partial(_write_pretrain_class, partial_root, seed, size), len(PRETRAIN_SPRITES)),
@@ -305,6 +307,8 @@ def _description(seed: int, size: WorldSize) -> dict:
 def ensure(root: Path, seed: int | None = None, size: WorldSize | None = None) -> bool:
     """Make the world under ``root`` unless one is there already; returns whether it was made now.
 
+    Of several callers at once the first makes it, and the others wait.
+
     Args:
         root: the folder.
         seed: if given, a world that is there must have this seed; default: any, and 0 for a new one.
@@ -313,12 +317,16 @@ def ensure(root: Path, seed: int | None = None, size: WorldSize | None = None) -
     Raises:
         InputError: ``root`` holds something else, which is left as it is.
     """
-    if not root.exists():
-        write_world(root, seed or 0, size)
-        return True
+    if not _is_there(root):
+        with _alone(root):
+            if not _is_there(root):
+                write_world(root, seed or 0, size)
+                return True
     try:
         found = json.loads((root / 'world.json').read_text())
-    except (OSError, ValueError):
+        if not _description(0, WorldSize()).keys() <= found.keys():
+            raise ValueError('entries are missing')
+    except (OSError, ValueError, AttributeError):
         raise InputError(
             f'{root} exists and is no demo world (no world.json): name another folder, or delete this one'
         ) from None
@@ -332,6 +340,21 @@ def ensure(root: Path, seed: int | None = None, size: WorldSize | None = None) -
             f'{root} holds another demo world ({differ}): name another folder, or delete this one'
         )
     return False
+
+
+def _is_there(root: Path) -> bool:
+    """Whether ``root`` is anything but a place for a new world."""
+    return root.exists() and not (root.is_dir() and not any(root.iterdir()))
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Keep the other callers that want to write ``root`` waiting."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with root.with_name(f'.{root.name}.lock').open('w') as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def digest(root: Path) -> str:

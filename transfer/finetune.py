@@ -128,6 +128,9 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     }
     if rank == 0:
         write_json(args.work_dir / 'result.json', result)
+        for path in args.work_dir.glob('epoch_*.pth'):
+            if path.name != result['checkpoint']:
+                path.unlink()  # was kept for a resume only
     return result
 
 
@@ -137,7 +140,9 @@ def _localise(cfg: Config, args: argparse.Namespace) -> None:
         set_data_root(cfg, args.data_root)
     check_lists(cfg)
     cfg.work_dir = str(args.work_dir)
-    cfg.resume = args.resume
+    latest = _latest_checkpoint(args.work_dir) if args.resume else None
+    if latest is not None:
+        cfg.resume, cfg.load_from = True, str(latest)
     cfg.launcher = args.launcher
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
     split_total_batch(cfg, _rank_and_world(args.launcher)[1])
@@ -147,6 +152,15 @@ def _localise(cfg: Config, args: argparse.Namespace) -> None:
 
     cfg.val_evaluator = use_exact_metrics(cfg.val_evaluator)
     cfg.test_evaluator = use_exact_metrics(cfg.test_evaluator)
+
+
+def _latest_checkpoint(work_dir: Path) -> Path | None:
+    """The checkpoint that the work dir names last; it counts wherever the work dir is now."""
+    pointer = work_dir / 'last_checkpoint'
+    path = work_dir / Path(pointer.read_text().strip()).name if pointer.is_file() else None
+    if path is not None and not path.is_file():
+        raise InputError(f'{pointer} names {path.name}, which is not there; delete {work_dir} to run anew')
+    return path
 
 
 def _rank_and_world(launcher: str) -> tuple[int, int]:

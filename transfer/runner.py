@@ -20,6 +20,7 @@ from transfer.checkpoint_io import is_published, load_checkpoint, read_meta, sha
 from transfer.convert import convert
 from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
 from transfer.sources import resolve
+from transfer.table import collect, require_comparable
 
 # One file serves both tasks, so that a name stands for one backbone, byte for byte. Converting for mmdet
 # proves the most: the backbone and the shared head of C4.
@@ -69,13 +70,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuning: one backbone, one seed; ``state`` is what its work dir holds of it."""
+    """One fine-tuning: one backbone, one seed.
+
+    ``state`` is what its work dir holds of it, ``identity`` what its result will say of what was run.
+    """
 
     name: str
     seed: int
     work_dir: Path
     arguments: list[str] = field(repr=False)
     state: str
+    identity: dict[str, Any] = field(repr=False)
 
 
 def find_task(task: str, dataset: str) -> Task:
@@ -100,12 +105,14 @@ def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, str
     stem = '{}_r18_demo' if demo else '{}_r152_imagenet'
     if not pairs:
         own = {name: Path('work_dirs') / stem.format(name.lower()) for name in ('BL', 'SD')}
-        missing = [folder for folder in own.values() if not folder.is_dir()]
+        # A pretraining writes its result last: without one its newest snapshot is that of an earlier stage.
+        missing = [folder for folder in own.values() if not (folder / 'result.json').is_file()]
         if missing:
             config = f'configs/{"demo/" if demo else ""}{missing[0].name}.py'
             raise InputError(
-                f'no NAME=CHECKPOINT is given, and there is no {" and no ".join(map(str, missing))}: name '
-                f'checkpoints, or pretrain, beginning with tools/dist_train.sh {config} {1 if demo else 8}'
+                'no NAME=CHECKPOINT is given, and there is no finished pretraining in '
+                f'{" and ".join(map(str, missing))}: name checkpoints, or pretrain, beginning with '
+                f'tools/dist_train.sh {config} {1 if demo else 8} (--resume goes on with a broken-off one)'
             )
         return {name: str(folder) for name, folder in own.items()}
     named: dict[str, str] = {}
@@ -138,8 +145,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return values
 
 
-def check_gpus(gpus: int, parallel: int) -> None:
-    """Raise InputError unless the machine has the GPUs for ``parallel`` runs, or none and runs on its CPU."""
+def check_gpus(gpus: int, parallel: int, amp: bool = False) -> None:
+    """Raise InputError unless the machine has the GPUs for ``parallel`` runs, or none and runs on its CPU.
+
+    Mixed precision (``amp``) needs a GPU in any case.
+    """
     found = torch.cuda.device_count()
     if gpus < 1 or parallel < 1:
         raise InputError(f'--gpus {gpus} --parallel {parallel}: at least 1 of each')
@@ -148,6 +158,8 @@ def check_gpus(gpus: int, parallel: int) -> None:
             f'--gpus {gpus} --parallel {parallel} needs {gpus * parallel} GPUs, PyTorch sees {found} here: '
             + ('ask for fewer' if found else 'leave --gpus out to run on the CPU')
         )
+    if amp and not found:
+        raise InputError('--amp needs a GPU, and PyTorch sees none here; run without --amp')
 
 
 def backbone_file(name: str, source: str, folder: Path) -> str:
@@ -210,7 +222,8 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
         for seed, identity in identities.items():
             work_dir = folder / name / f'seed{seed}'
             own = [*arguments, '--seed', str(seed), '--work-dir', str(work_dir), '--resume']
-            runs.append(Run(name, seed, work_dir, own, check_work_dir(work_dir, identity)))
+            state = check_work_dir(work_dir, identity)
+            runs.append(Run(name, seed, work_dir, own, state, identity))
     return runs
 
 
@@ -233,7 +246,7 @@ def run_transfer(
         RuntimeError: a run failed; carries the end of its log.
     """
     found = find_task(task, dataset)
-    check_gpus(options.gpus, options.parallel)
+    check_gpus(options.gpus, options.parallel, options.amp)
     if options.demo and options.data_root is None:
         from transfer import emoji_world
 
@@ -243,6 +256,9 @@ def run_transfer(
         for name, source in checkpoints.items()
     }
     runs = plan(found, files, options.work_dir / f'{task}_{dataset}', options)
+    # They go into one table: what cannot stand side by side there must be known before the first GPU hour.
+    before = collect(options.work_dir) if options.work_dir.is_dir() else []
+    require_comparable([*before, *(run.identity for run in runs)])
     waiting = [run for run in runs if run.state != 'all']
     for run in runs:
         if run.state == 'all':

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ PAPER = {
     'SD': {'top1': 0.7907, 'top5': 0.9445, 'mAP_11point': 0.7493, 'mIoU': 0.7797},
 }
 PAPER_ARCH = 'resnet152'
+PAPER_CONFIGS = ('faster-rcnn_r152-c4_8xb2_voc07.py', 'deeplabv3_r152-d16-syncbn_8xb1_voc12aug.py')
+_DEPTH = re.compile(r'_r\d+(?=-)')
 PAPER_NOTE = (
     'paper: Tables 4 and 5, ResNet-152 on ILSVRC2012 and PASCAL VOC, one run each; it says mAP only, which '
     "stands under 11-point here, VOC2007's own"
@@ -119,7 +122,7 @@ def rows(
     baseline = names[0] if baseline is None else baseline
     if baseline not in names:
         raise InputError(f'no results of the baseline {baseline!r}; there are {", ".join(names)}')
-    _require_one_of_each(results)
+    require_comparable(results)
     grouped: dict[str, dict[str, dict[int, float]]] = {name: {} for name in names}
     for one in results:
         for metric, value in one['metrics'].items():
@@ -129,15 +132,29 @@ def rows(
     return [Row(name, grouped[name], dict(known.get(name) or {})) for name in order]
 
 
-def _require_one_of_each(results: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to average over two backbones under one name, or to compare runs of two recipes."""
-    for what, key, group in (('backbones', 'sha256', 'name'), ('configs', 'config', 'task')):
+def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to average over two backbones under one name, or to compare runs of two recipes.
+
+    The same recipe for networks of two depths is one recipe.
+
+    Args:
+        results: contents of ``result.json`` files, or what is known of them before the runs.
+
+    Raises:
+        InputError: two backbones, configs or settings where there must be one; names them.
+    """
+    keys = (
+        ('backbones', 'sha256', 'name'),
+        ('configs', 'config', 'task'),
+        ('settings', 'config_sha256', 'config'),
+    )
+    for what, key, group in keys:
         seen: dict[str, str] = {}
         for one in results:
-            if one.get(key) is None:
+            if one.get(key) is None or one.get(group) is None:
                 continue
             first = seen.setdefault(one[group], one[key])
-            if first != one[key]:
+            if _DEPTH.sub('_r', first) != _DEPTH.sub('_r', one[key]):
                 raise InputError(
                     f'results of {one[group]!r} come from two {what}: {first} and {one[key]}; '
                     'delete the ones that are not meant, or keep them in another work dir'
@@ -145,9 +162,9 @@ def _require_one_of_each(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def papers_setting(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the paper's numbers can stand beside these: its network, and no demo config."""
+    """Whether the paper's numbers can stand beside these: its network, in the configs that follow it."""
     return bool(results) and all(
-        one.get('arch') == PAPER_ARCH and 'demo' not in Path(one.get('config', 'demo')).parts
+        one.get('arch') == PAPER_ARCH and Path(one.get('config') or '').name in PAPER_CONFIGS
         for one in results
     )
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from sd_pretrain.cli import InputError
+from sd_pretrain.cli import InputError, split_total_batch
 from transfer import runner
 from transfer.jobs import Job, run_jobs
+from transfer.run_record import load_config, write_json
 
 TASKS = (('det', 'voc07'), ('seg', 'voc12'))
 SCRATCH = 'scratch'
@@ -63,6 +64,11 @@ class Table5:
         stem = f'demo/{name.lower()}_r18_demo' if self.demo else f'{name.lower()}_{self.arch}_imagenet'
         return Path('configs') / f'{stem}.py'
 
+    def transfer_config(self, pair: tuple[str, str]) -> str:
+        """The config of a task."""
+        task = runner.find_task(*pair)
+        return task.demo_config if self.demo else task.config.format(depth=self.arch.removeprefix('r'))
+
     def pretrain_dir(self, name: str) -> Path:
         """Where a pretraining goes; on real data the place where tools/transfer.sh looks for it."""
         if self.demo:
@@ -75,16 +81,25 @@ class _Stages:
 
     def __init__(self, path: Path):
         self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        self.seconds: dict[str, float] = {}
+        if path.is_file():
+            try:
+                self.seconds = json.loads(path.read_text())
+            except ValueError as error:
+                raise InputError(
+                    f'{path} does not parse ({error}); delete it, the times start anew'
+                ) from None
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str, anew: bool = False) -> Iterator[None]:
+        """Time a stage; ``anew``: one that every start does again, so that only the last time counts."""
+        before = 0.0 if anew else self.seconds.get(name, 0.0)
         started = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-            self.path.write_text(json.dumps(self.seconds, indent=2) + '\n')
+            self.seconds[name] = before + time.monotonic() - started
+            write_json(self.path, self.seconds)
 
     def listed(self) -> list[dict]:
         return [{'name': name, 'seconds': seconds} for name, seconds in self.seconds.items()]
@@ -100,11 +115,13 @@ def run_table5(what: Table5) -> Path:
         InputError: anything the user can mend; data and GPUs are checked before the first training.
         RuntimeError: a stage failed; carries the end of its log.
     """
-    runner.check_gpus(what.gpus, what.parallel)
-    what.work_dir.mkdir(parents=True, exist_ok=True)
+    runner.check_gpus(what.gpus, what.parallel, what.amp)
+    for pair in TASKS:
+        split_total_batch(load_config(what.transfer_config(pair)), what.gpus)
     stages = _Stages(what.work_dir / 'stages.json')
     with stages('data'):
         data_root = _data(what)
+        _claim_work_dir(what, data_root)
     with stages('pretrain'):
         _pretrain(what, data_root)
     options = runner.Options(
@@ -127,9 +144,10 @@ def run_table5(what: Table5) -> Path:
     for task, dataset in TASKS:
         with stages(task):
             results += runner.run_transfer(task, dataset, backbones, options)
-    with stages('samples'), _quiet(what.work_dir / 'samples.log'):
+    _write_table(what, results, stages)  # Whatever may happen to the pictures, the numbers are there.
+    with stages('samples', anew=True), _quiet(what.work_dir / 'samples.log'):
         drawn = _samples(what, list(backbones), options)
-    return _write(what, results, drawn, stages)
+    return _write_report(what, _write_table(what, results, stages), drawn)
 
 
 def _data(what: Table5) -> Path:
@@ -199,9 +217,38 @@ def _samples(what: Table5, names: list[str], options: runner.Options) -> dict:
     return drawn
 
 
-def _write(what: Table5, results: list[dict], drawn: dict, stages: _Stages) -> Path:
-    from transfer.provenance import collect_provenance
-    from transfer.report import write_report
+def _claim_work_dir(what: Table5, data_root: Path) -> None:
+    """Note what the work dir is for, or refuse one that is for something else.
+
+    Finished runs are not run again, so that runs on other data would be reported as if they were on this.
+    """
+    path = what.work_dir / 'run.json'
+    wanted = {
+        'data': 'demo' if what.demo else 'real',
+        'arch': 'r18' if what.demo else what.arch,
+        'amp': what.amp,
+    }
+    if what.demo:
+        wanted['world'] = json.loads((data_root / 'world.json').read_text())
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f'{path} does not parse ({error}); take another --work-dir') from None
+    differ = [
+        f'{key} was {found.get(key)}, is now {wanted[key]}' for key in wanted if found.get(key) != wanted[key]
+    ]
+    if differ:
+        raise InputError(
+            f'{what.work_dir} holds another run: {"; ".join(differ)}. '
+            'Take another --work-dir, or delete this one'
+        )
+
+
+def _write_table(what: Table5, results: list[dict], stages: _Stages) -> dict:
+    """Write ``table5.json`` and ``table5.md``; returns the content of the first."""
     from transfer.table5_json import build_table5, table5_markdown
 
     pretrain_dirs = {name: what.pretrain_dir(name) for name in ('BL', 'SD')}
@@ -212,17 +259,23 @@ def _write(what: Table5, results: list[dict], drawn: dict, stages: _Stages) -> P
         pretrain={name: _pretrain_result(folder) for name, folder in pretrain_dirs.items()},
         baseline='BL',
     )
-    path = what.work_dir / 'table5.json'
-    path.write_text(json.dumps(table5, indent=2) + '\n')
+    write_json(what.work_dir / 'table5.json', table5)
     (what.work_dir / 'table5.md').write_text(table5_markdown(table5))
+    return table5
+
+
+def _write_report(what: Table5, table5: dict, drawn: dict) -> Path:
+    from transfer.provenance import collect_provenance
+    from transfer.report import write_report
+
     write_report(
         table5,
         what.work_dir / 'report.html',
-        curves=pretrain_dirs,
+        curves={name: what.pretrain_dir(name) for name in ('BL', 'SD')},
         samples=drawn,
         provenance=collect_provenance([shlex.join(sys.orig_argv)]),
     )
-    return path
+    return what.work_dir / 'table5.json'
 
 
 def _pretrain_result(work_dir: Path) -> dict:

@@ -48,9 +48,7 @@ def build_table5(
             'arch': mine[0].get('arch'),
             'checkpoint': mine[0].get('backbone'),
             'sha256': mine[0].get('sha256'),
-            'pretrain': None
-            if known is None
-            else {key: known.get(key) for key in ('top1', 'top5', 'seconds')},
+            'pretrain': {key: (known or {}).get(key) for key in ('top1', 'top5', 'seconds')},
         }
         for task, (metric, others) in TASKS.items():
             of_task = [one for one in mine if one['task'] == task]

@@ -1,6 +1,7 @@
 """The emoji world: the same bytes everywhere, the official layouts, boxes and masks that fit the images."""
 
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL
@@ -53,6 +54,20 @@ def test_a_folder_of_something_else_is_refused_and_kept(tmp_path):
     with pytest.raises(InputError, match='is no demo world'):
         ensure(tmp_path, size=TINY)
     assert (tmp_path / 'mine.txt').read_text() == 'precious'
+
+
+def test_a_damaged_world_is_refused(tmp_path):
+    for content in ('{"version": 1}', '[]', '{'):
+        (tmp_path / 'world.json').write_text(content)
+        with pytest.raises(InputError, match='is no demo world'):
+            ensure(tmp_path)
+
+
+def test_an_empty_folder_is_filled_and_of_two_callers_at_once_one_waits(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda _: ensure(tmp_path, size=TINY), range(2)))
+    assert sorted(made) == [False, True]
+    assert (tmp_path / 'world.json').is_file()
 
 
 def test_pretraining_folders_hold_a_hundred_classes(world):

@@ -1,7 +1,11 @@
 """Jobs: progress read off log lines, failures passed on, the others stopped."""
 
+import os
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +58,44 @@ def test_a_failure_shows_the_log_and_stops_the_others(tmp_path):
     with pytest.raises(RuntimeError, match='ValueError: broken'):
         run_jobs('two', [python_job(tmp_path, 'bad', 'raise ValueError("broken")'), slow], parallel=2)
     assert time.monotonic() - started < 30 and not marker.exists()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_no_job_outlives_its_caller(tmp_path, number):
+    """Slurm's time limit, a closed terminal, Ctrl-C: the jobs have sessions of their own and must be told."""
+    log = tmp_path / 'slow.log'
+    job = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'
+    code = (
+        'import sys; from pathlib import Path; from transfer.jobs import Job, run_jobs; '
+        f'run_jobs("one", [Job("slow", [sys.executable, "-c", {job!r}], Path({str(log)!r}))])'
+    )
+    repo = Path(__file__).resolve().parents[2]
+    caller = subprocess.Popen(
+        [sys.executable, '-c', code],
+        cwd=repo,
+        env={**os.environ, 'PYTHONPATH': str(repo)},
+        stderr=subprocess.PIPE,
+    )
+    while not (log.is_file() and log.read_text().endswith('\n')):
+        assert caller.poll() is None
+        time.sleep(0.1)
+    caller.send_signal(number)
+    caller.communicate()
+    assert caller.returncode != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)
+
+
+def test_two_callers_do_not_write_into_one_work_dir(tmp_path):
+    job = python_job(tmp_path, 'BL', 'import time; print("first", flush=True); time.sleep(60)')
+    from transfer.jobs import _Running
+
+    first = _Running(job)
+    try:
+        with pytest.raises(InputError, match=f'another process is at work in {tmp_path}'):
+            run_jobs('again', [job])
+    finally:
+        first.terminate()
+        first.kill_after(30)
+    run_jobs('now', [python_job(tmp_path, 'BL', 'print("second")')])
+    assert job.log.read_text() == 'second\n'

@@ -74,9 +74,11 @@ def test_without_names_the_papers_two_pretrainings_are_meant(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     own = {'BL': 'work_dirs/bl_r152_imagenet', 'SD': 'work_dirs/sd_r152_imagenet'}
     Path(own['BL']).mkdir(parents=True)
-    with pytest.raises(InputError, match='no work_dirs/sd_r152_imagenet: name checkpoints, or pretrain'):
+    Path(own['BL'], 'result.json').touch()
+    Path(own['SD']).mkdir()  # broken off: snapshot_1.pth is no SD yet
+    with pytest.raises(InputError, match='no finished pretraining in work_dirs/sd_r152_imagenet: name'):
         runner.named_checkpoints([])
-    Path(own['SD']).mkdir()
+    Path(own['SD'], 'result.json').touch()
     assert runner.named_checkpoints([]) == own
 
 
@@ -208,6 +210,16 @@ def test_two_backbones_from_checkpoints_to_table(in_repo, checkpoints, write_tin
     assert {name: path.read_text() for name, path in results.items()} == written
     table = [line for line in first.stdout.splitlines() if line.startswith(('A ', 'B '))]
     assert len(table) == 2 and all(line in second for line in table)
+
+    # What cannot stand in one table is known before it runs.
+    other = [*command[2:], f'C={checkpoints["A"]}']
+    other.remove(f'A={checkpoints["A"]}')
+    other.remove(f'B={checkpoints["B"]}')
+    other.insert(2, other.pop())
+    other[other.index('total_batch_size=2')] = 'total_batch_size=4'
+    with pytest.raises(InputError, match='come from two settings'):
+        load_tool().main(other)
+    assert not (tmp_path / 'w' / 'seg_voc12' / 'C').exists()
 
     # A mistake is one line and exit code 2.
     command[command.index('total_batch_size=2')] = 'total_batch_size=4'

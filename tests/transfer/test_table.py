@@ -6,6 +6,11 @@ from sd_pretrain.cli import InputError
 from transfer.table import Row, collect, format_table, papers_setting, rows
 from transfer.table5_json import build_table5, load_table5, table5_markdown, validate_table5
 
+CONFIGS = {
+    'det': 'faster-rcnn_r152-c4_8xb2_voc07.py',
+    'seg': 'deeplabv3_r152-d16-syncbn_8xb1_voc12aug.py',
+}
+
 
 def result(name, task, seed, **metrics):
     return {
@@ -13,7 +18,8 @@ def result(name, task, seed, **metrics):
         'name': name,
         'task': task,
         'seed': seed,
-        'config': f'configs/{task}/x.py',
+        'config': f'configs/{task}/{CONFIGS[task]}',
+        'config_sha256': 64 * task[0],
         'arch': 'resnet152',
         'backbone': f'{name}.pth',
         'sha256': 64 * name[0],
@@ -93,10 +99,12 @@ def test_single_runs_say_that_the_uncertainty_is_unknown():
 
 def test_paper_stands_beside_its_own_setting_only():
     assert papers_setting(TWO_SEEDS)
-    demo = [{**one, 'config': 'configs/demo/x.py'} for one in TWO_SEEDS]
+    demo = [{**one, 'config': f'configs/demo/{one["task"]}.py'} for one in TWO_SEEDS]
     small = [{**one, 'arch': 'resnet18'} for one in TWO_SEEDS]
     assert not papers_setting(demo)
     assert not papers_setting(small)
+    fpn = [{**one, 'config': 'configs/det/faster-rcnn_r152-fpn_8xb2_voc07.py'} for one in TWO_SEEDS]
+    assert not papers_setting(fpn)
     text = format_table(TWO_SEEDS)
     assert line(text, 'paper: BL') == 'paper: BL 73.49 - 77.53'
     assert line(text, 'paper: SD') == 'paper: SD 74.93 +1.44 ± ? - - 77.97 +0.44 ± ?'
@@ -113,7 +121,18 @@ def test_markdown_has_one_cell_for_each_column_and_escapes_pipes():
     assert table[3].startswith('| S\\|D | 56.00 ± 2.83 | +5.00 ± 2.24 |')
 
 
-@pytest.mark.parametrize(('key', 'said'), [('sha256', 'two backbones'), ('config', 'two configs')])
+def test_one_recipe_for_two_depths_is_one_recipe():
+    r50 = {**TWO_SEEDS[2], 'config': 'configs/det/faster-rcnn_r50-c4_8xb2_voc07.py', 'config_sha256': 'other'}
+    assert [row.name for row in rows([TWO_SEEDS[0], r50])] == ['BL', 'SD']
+    fpn = {**r50, 'config': 'configs/det/faster-rcnn_r50-fpn_8xb2_voc07.py'}
+    with pytest.raises(InputError, match='two configs'):
+        rows([TWO_SEEDS[0], fpn])
+
+
+@pytest.mark.parametrize(
+    ('key', 'said'),
+    [('sha256', 'two backbones'), ('config', 'two configs'), ('config_sha256', 'two settings')],
+)
 def test_runs_that_do_not_belong_together_are_not_averaged(key, said):
     mixed = [TWO_SEEDS[0], {**TWO_SEEDS[1], key: 'other'}]
     with pytest.raises(InputError, match=f'{said}.*other'):
