@@ -103,6 +103,8 @@ def init_distributed(launcher: str, cfg: Config) -> None:
 
 
 def leave_distributed() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, when every process is ready to."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Whoever leaves first closes its connections, perhaps on somebody who still reads from them.
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
