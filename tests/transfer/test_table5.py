@@ -1,0 +1,44 @@
+"""Table 5: whose work dir it is, and what each stage took over all starts."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from sd_pretrain.cli import InputError
+from transfer.table5 import Table5, _claim_work_dir, _Stages, run_table5
+
+
+def test_a_work_dir_is_for_one_run(tmp_path):
+    what = Table5(work_dir=tmp_path / 'w')
+    world = tmp_path / 'world.json'
+    world.write_text('{"seed": 0}')
+    for _ in range(2):
+        _claim_work_dir(what, tmp_path)
+    with pytest.raises(InputError, match='holds another run: data was demo, is now real'):
+        _claim_work_dir(replace(what, data_root=tmp_path), tmp_path)
+    world.write_text('{"seed": 1}')
+    with pytest.raises(InputError, match='world was .*0.*, is now .*1'):
+        _claim_work_dir(what, tmp_path)
+
+
+def test_stage_times_add_up_over_starts_but_for_what_is_done_anew(tmp_path):
+    path = tmp_path / 'stages.json'
+    path.write_text('{"det": 1000.0, "samples": 1000.0}')
+    stages = _Stages(path)
+    with pytest.raises(RuntimeError), stages('det'):
+        raise RuntimeError
+    with stages('samples', anew=True):
+        pass
+    found = json.loads(path.read_text())
+    assert found['det'] > 1000 > found['samples']
+    path.write_text('{"det"')
+    with pytest.raises(InputError, match=r'stages\.json does not parse'):
+        _Stages(path)
+
+
+def test_gpus_that_do_not_divide_a_batch_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 16)
+    with pytest.raises(InputError, match='total batch of 8 cannot be divided over 16'):
+        run_table5(Table5(work_dir=tmp_path / 'w', data_root=tmp_path, gpus=16))
+    assert not (tmp_path / 'w').exists()
