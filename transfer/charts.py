@@ -80,7 +80,10 @@ def _line_chart(
             if not values:
                 continue
             x, y = zip(*_thinned(values), strict=True)
-            marker = {'marker': _MARKERS[index % len(_MARKERS)], 'markersize': 4} if thin else {}
+            marker = {}
+            if thin:
+                marker = {'marker': _MARKERS[index % len(_MARKERS)], 'markersize': 4}
+                marker['markevery'] = max(1, len(x) // 15)
             axes.plot(
                 x, y, color=_colour(index), linestyle=_style(index), linewidth=1.8, label=name, **marker
             )

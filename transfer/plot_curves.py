@@ -71,7 +71,10 @@ def plot_errors(curves: Mapping[str, Curves], out: str | Path, max_error: float 
     with rc_context(_RC):
         figure = Figure(figsize=(7.2, 5.4), layout='constrained')
         errors, rates = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        entries = [_draw_one(errors, rates, index, *item) for index, item in enumerate(curves.items())]
+        entries = [
+            _draw_one(errors, rates, index, name, one, rate_width=1.2 * min(4, len(curves) - index))
+            for index, (name, one) in enumerate(curves.items())
+        ]
         for end in sorted({end for one in curves.values() for end in one.boundaries}):
             for axes in (errors, rates):
                 axes.axvline(end, color='#1d2126', linewidth=1, linestyle=(0, (2, 3)))
@@ -93,7 +96,9 @@ def plot_errors(curves: Mapping[str, Curves], out: str | Path, max_error: float 
     return files
 
 
-def _draw_one(errors: object, rates: object, index: int, name: str, curves: Curves) -> Line2D:
+def _draw_one(
+    errors: object, rates: object, index: int, name: str, curves: Curves, rate_width: float
+) -> Line2D:
     """Draw one training; returns its entry in the legend."""
     colour = COLOURS[index % len(COLOURS)]
     # With many epochs a marker at each would hide the line.
@@ -110,8 +115,8 @@ def _draw_one(errors: object, rates: object, index: int, name: str, curves: Curv
     if curves.lr:
         # The rate jumps where a mini-generation ends; a line drawn on would slope there.
         steps = sorted([*curves.lr, *((float(end), math.nan) for end in curves.boundaries)], key=_epoch)
-        # One over the other where they agree: the later ones are dashed, so that both are seen.
-        rates.plot(*zip(*steps, strict=True), color=colour, linewidth=1.4, linestyle='--' if index else '-')
+        # Rates that agree lie one over the other: the earlier lines are wider, so that all are seen.
+        rates.plot(*zip(*steps, strict=True), color=colour, linewidth=rate_width)
     return Line2D([], [], label=name, linewidth=1.9, **style | {'markevery': None})
 
 

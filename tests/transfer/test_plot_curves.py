@@ -9,6 +9,7 @@ import pytest
 from mmengine.visualization import LocalVisBackend
 from PIL import Image
 
+from transfer.charts import curve_charts
 from transfer.curves import Curves, read_curves
 from transfer.plot_curves import plot_errors, read_runs
 
@@ -76,6 +77,16 @@ def test_runs_without_training_errors_still_have_a_figure(tmp_path):
     files = plot_errors(curves, tmp_path / 'old.png')
     assert [path.name for path in files] == ['old.png', 'old.svg']
     assert '<!-- training -->' not in files[1].read_text()
+
+
+def test_the_report_has_both_errors_too():
+    both = Curves(top1=[(1.0, 50.0), (2.0, 60.0)], train_top1=[(1.0, 40.0), (2.0, 45.0)])
+    ((title, svg),) = curve_charts({'BL': both})
+    assert title == 'Test error (marked) and training error (thin)'
+    assert len(re.findall(r'stroke: var\(--series-0\); stroke-width: 0.9', svg)) == 1
+    ((title, svg),) = curve_charts({'BL': Curves(top1=both.top1)})
+    assert title == 'Test error'
+    assert 'stroke-width: 0.9' not in svg
 
 
 def test_the_same_curves_give_the_same_file(tmp_path):
