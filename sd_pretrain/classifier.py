@@ -121,6 +121,9 @@ class TimmClassifier(BaseModel):
             self.network.to(memory_format=torch.channels_last)
         self.teacher: FrozenTeacher | None = None
         self._loss_args: dict = {}
+        # Of the training batches since they were last reset; the hits stay on the device.
+        self.train_hits: Tensor | None = None
+        self.train_seen = 0
 
     def init_weights(self) -> None:
         """Keep the initialisation of ``timm.create_model``.
@@ -156,9 +159,20 @@ class TimmClassifier(BaseModel):
             marks = [None] * len(rows) if labels is None else labels.unbind()
             return [{'logits': row, 'label': mark} for row, mark in zip(rows, marks, strict=True)]
         if mode == 'loss':
+            self._count_hits(logits, labels)
             teacher_logits = None if self.teacher is None else self.teacher(inputs)
             return sd_loss(logits, teacher_logits, labels, **self._loss_args)
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', found '{mode}'")
+
+    def _count_hits(self, logits: Tensor, labels: Tensor) -> None:
+        """Add the batch to ``train_hits`` and ``train_seen``, for :class:`TrainAccuracyHook`.
+
+        As one of the loss's log variables, the accuracy would be fetched from the device in each iteration.
+        """
+        truth = labels if labels.ndim == 1 else labels.argmax(1)
+        hits = (logits.detach().argmax(1) == truth).sum()
+        self.train_hits = hits if self.train_hits is None else self.train_hits + hits
+        self.train_seen += len(truth)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimmClassifier:
         if self.teacher is not None:

@@ -1,8 +1,8 @@
-"""Images in ILSVRC2012 folders: ``ROOT/{train,val}/<wnid>/*.JPEG``."""
+"""The images of ILSVRC2012, or of other data in its layouts: checked, decoded, and as a data set."""
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 
 import numpy as np
@@ -15,58 +15,16 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.ilsvrc_layouts import WHERE_TO_GET, find_split
 
-EXTENSIONS = ('.jpeg', '.jpg', '.png')
 FULL_SIZE = {'classes': 1000, 'train': 1_281_167, 'val': 50_000}
-WHERE_TO_GET = (
-    'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar come from image-net.org (registration needed); '
-    'unpack the class archives into train/<wnid>/ and move the validation images into val/<wnid>/'
-)
-
-
-def scan_split(root: str | Path, split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """List the images of one split.
-
-    Args:
-        root: folder with ``train`` and ``val``.
-        split: ``'train'`` or ``'val'``.
-
-    Returns:
-        Class names in sorted order, paths relative to the split's folder (bytes), and each one's class index.
-
-    Raises:
-        InputError: a missing folder, no class folders, or a class folder without an image.
-    """
-    root = Path(root)
-    folder = root / split
-    if not root.is_dir():
-        raise InputError(f'no data root {root}: give the folder that holds ILSVRC2012 with --data-root')
-    if not folder.is_dir():
-        raise InputError(f"{root} has no folder '{split}'; expected {split}/<wnid>/*.JPEG; {WHERE_TO_GET}")
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    if not classes:
-        raise InputError(f'{folder} has no class folders; expected {split}/<wnid>/*.JPEG; {WHERE_TO_GET}')
-    names: list[bytes] = []
-    counts: list[int] = []
-    for name in classes:
-        found = sorted(
-            entry.name for entry in os.scandir(folder / name) if entry.name.lower().endswith(EXTENSIONS)
-        )
-        if not found:
-            raise InputError(
-                f'class folder {folder / name} has no images ({", ".join(EXTENSIONS)}); fill or remove it'
-            )
-        names += [os.fsencode(f'{name}/{file}') for file in found]
-        counts.append(len(found))
-    # Arrays instead of lists: worker processes share them without copying pages as reference counts change.
-    return classes, np.array(names), np.repeat(np.arange(len(classes)), counts)
 
 
 def check_imagenet(root: str | Path, full_size: bool = False) -> dict[str, int]:
     """Check that ``root`` holds classification data this project can train on.
 
     Args:
-        root: folder with ``train`` and ``val``.
+        root: the folder of the data, in one of the layouts of :func:`find_split`.
         full_size: require the complete ILSVRC2012: 1,000 classes, 1,281,167 and 50,000 images.
 
     Returns:
@@ -75,20 +33,19 @@ def check_imagenet(root: str | Path, full_size: bool = False) -> dict[str, int]:
     Raises:
         InputError: something is missing or does not fit.
     """
-    train_classes, train, _ = scan_split(root, 'train')
-    val_classes, val, _ = scan_split(root, 'val')
+    train, val = find_split(root, 'train'), find_split(root, 'val')
     for here, there, split, other in (
-        (train_classes, val_classes, 'val', 'train'),
-        (val_classes, train_classes, 'train', 'val'),
+        (train, val, 'val', 'train'),
+        (val, train, 'train', 'val'),
     ):
-        missing = sorted(set(here) - set(there))
+        missing = sorted(set(here.classes) - set(there.classes))
         if missing:
             some = ', '.join(missing[:3]) + (', ...' if len(missing) > 3 else '')
             raise InputError(
-                f'{Path(root) / split} lacks {len(missing)} class folders that {other} has: {some}; '
+                f'{Path(root) / split} lacks {len(missing)} classes that {other} has: {some}; '
                 'train and val must have the same classes'
             )
-    counts = {'classes': len(train_classes), 'train': len(train), 'val': len(val)}
+    counts = {'classes': len(train.classes), 'train': len(train.labels), 'val': len(val.labels)}
     if full_size and counts != FULL_SIZE:
         wrong = [
             f'{key}: {counts[key]:,} of {FULL_SIZE[key]:,}'
@@ -100,21 +57,43 @@ def check_imagenet(root: str | Path, full_size: bool = False) -> dict[str, int]:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Decode an image file to uint8 ``(3, H, W)`` RGB.
+    """Decode an image file to uint8 ``(3, H, W)`` RGB; see :func:`decode`.
 
     Raises:
-        InputError: the file is not an image, or damaged.
+        InputError: the file is missing, no image, or damaged.
     """
     try:
-        return decode_image(str(path), ImageReadMode.RGB)
-    except (RuntimeError, OSError):
-        pass
-    # PIL is more forgiving about exotic files (ILSVRC2012 has CMYK JPEGs and a PNG named JPEG).
-    try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
+        return decode(Path(path).read_bytes())
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f'cannot read image {path}: {error}; replace or remove it') from None
+        raise _unreadable(str(path), error) from None
+
+
+def decode(content: bytes) -> Tensor:
+    """Decode an image, whatever its file is called, to uint8 ``(3, H, W)`` RGB.
+
+    ILSVRC2012 has two dozen JPEGs in CMYK, a PNG that is named JPEG, and grey images. Transparency is left
+    out, and an orientation in the EXIF data is not applied, as in all published results on this data.
+
+    Raises:
+        OSError, SyntaxError, ValueError: it is no image, or damaged.
+    """
+    if not content:
+        raise ValueError('the file is empty')
+    try:
+        image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+    except RuntimeError:
+        # PIL knows more formats, and says what is wrong with a damaged file.
+        with Image.open(io.BytesIO(content)) as opened:
+            image = torch.from_numpy(np.array(opened.convert('RGB'))).permute(2, 0, 1)
+    if image.ndim == 4:  # an animation: its first picture
+        image = image[0]
+    if image.dtype == torch.uint16:
+        image = (image.int() >> 8).to(torch.uint8)
+    return image
+
+
+def _unreadable(where: str, error: Exception) -> InputError:
+    return InputError(f'cannot read image {where}: {error}; replace or remove it')
 
 
 @DATASETS.register_module()
@@ -126,7 +105,7 @@ class ImageNetFolder(Dataset):
     :class:`sd_pretrain.classifier.ImageBatchPreprocessor`. Testing takes the centre crop.
 
     Args:
-        data_root: folder with ``train`` and ``val``.
+        data_root: the folder of the data, in one of the layouts of :func:`find_split`.
         split: ``'train'`` or ``'val'``.
         size: side of the images, in pixels.
         resize: short side before the centre crop, when testing.
@@ -145,9 +124,8 @@ class ImageNetFolder(Dataset):
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ):
-        classes, self.names, self.labels = scan_split(data_root, split)
-        self.folder = Path(data_root) / split
-        self.metainfo = {'classes': tuple(classes)}
+        self.samples = find_split(data_root, split)
+        self.metainfo = {'classes': tuple(self.samples.classes)}
         if augment if augment is not None else split == 'train':
             crop = v2.RandomResizedCrop(size, scale=tuple(scale), ratio=tuple(ratio), antialias=True)
             self.transform = v2.Compose([crop, v2.RandomHorizontalFlip()])
@@ -155,8 +133,11 @@ class ImageNetFolder(Dataset):
             self.transform = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.samples.labels)
 
     def __getitem__(self, index: int) -> dict:
-        image = read_image(self.folder / os.fsdecode(self.names[index]))
-        return {'inputs': self.transform(image), 'labels': int(self.labels[index])}
+        try:
+            image = decode(self.samples.read(index))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _unreadable(self.samples.where(index), error) from None
+        return {'inputs': self.transform(image), 'labels': int(self.samples.labels[index])}

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of a classifier."""
+"""Top-1 and top-5 accuracy of a classifier, and its accuracy while it trains."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import METRICS
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS, METRICS
+from mmengine.runner import Runner
 
 
 @METRICS.register_module()
@@ -40,3 +44,37 @@ class TopKAccuracy(BaseMetric):
     def compute_metrics(self, results: list[int]) -> dict[str, float]:
         """Turn the ranks of all images into percentages."""
         return {f'top{k}': 100 * sum(rank < k for rank in results) / len(results) for k in self.topk}
+
+
+@HOOKS.register_module()
+class TrainAccuracyHook(Hook):
+    """Log the top-1 accuracy of an epoch's training batches, in percent, as ``train/top1`` (Figure 1).
+
+    It is what the network in training says of the augmented images, over all processes. The model counts
+    on the device (:class:`sd_pretrain.classifier.TimmClassifier`), and the count is fetched once an epoch.
+    A model that does not count is left alone.
+    """
+
+    priority = 'NORMAL'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Begin to count anew, also after a resume."""
+        model = _unwrapped(runner)
+        model.train_hits, model.train_seen = None, 0
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Log the epoch's accuracy beside that of the validation which follows."""
+        model = _unwrapped(runner)
+        if model.train_hits is None:
+            return
+        counts = torch.stack([model.train_hits, torch.full_like(model.train_hits, model.train_seen)])
+        all_reduce(counts)
+        hits, seen = counts.tolist()
+        accuracy = 100 * hits / seen
+        epoch = runner.epoch + 1
+        runner.logger.info(f'Epoch(train) [{epoch}]  train/top1: {accuracy:.4f}')
+        runner.visualizer.add_scalars({'train/top1': accuracy}, step=epoch)
+
+
+def _unwrapped(runner: Runner) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -39,21 +39,24 @@ _RC = {
 
 
 def curve_charts(curves: Mapping[str, Curves]) -> list[tuple[str, str]]:
-    """Training loss, learning rate and top-1 accuracy over the epochs; ``(title, svg)`` each.
+    """Errors as in Figure 1 of the paper, training loss and learning rate over the epochs; ``(title, svg)``.
 
     Ends of mini-generations are marked by a dashed vertical line. A quantity that no log has is left out.
     """
     quantities = (
+        ('test_error', 'Test error (marked) and training error (thin)', 'top-1 error (%)'),
         ('loss', 'Training loss', 'loss'),
         ('lr', 'Learning rate', 'learning rate'),
-        ('top1', 'Validation accuracy', 'top-1 (%)'),
     )
     charts = []
     for key, title, label in quantities:
         series = {name: getattr(one, key) for name, one in curves.items()}
         if any(series.values()):
             marks = sorted({end for one in curves.values() for end in one.boundaries})
-            charts.append((title, _line_chart(f'curve-{key}', series, label, marks, key == 'top1')))
+            thin = {name: one.train_error for name, one in curves.items()} if key == 'test_error' else {}
+            if not any(thin.values()):
+                title = title.removesuffix(' (marked) and training error (thin)')
+            charts.append((title, _line_chart(f'curve-{key}', series, label, marks, thin)))
     return charts
 
 
@@ -62,18 +65,25 @@ def _line_chart(
     series: Mapping[str, Sequence[tuple[float, float]]],
     label: str,
     marks: Sequence[int],
-    points: bool,
+    thin: Mapping[str, Sequence[tuple[float, float]]],
 ) -> str:
+    """One chart; with ``thin``, further lines of the same colours, the series themselves get markers."""
     with rc_context(_RC):
         figure = Figure(figsize=(5, 3.4), layout='constrained')
         axes = figure.subplots()
         for end in marks:
             axes.axvline(end, color=_INK, linewidth=1, linestyle=(0, (2, 3)))
         for index, (name, values) in enumerate(series.items()):
+            if thin.get(name):
+                x, y = zip(*_thinned(thin[name]), strict=True)
+                axes.plot(x, y, color=_colour(index), linestyle=_style(index), linewidth=0.9)
             if not values:
                 continue
             x, y = zip(*_thinned(values), strict=True)
-            marker = {'marker': _MARKERS[index % len(_MARKERS)], 'markersize': 4} if points else {}
+            marker = {}
+            if thin:
+                marker = {'marker': _MARKERS[index % len(_MARKERS)], 'markersize': 4}
+                marker['markevery'] = max(1, len(x) // 15)
             axes.plot(
                 x, y, color=_colour(index), linestyle=_style(index), linewidth=1.8, label=name, **marker
             )

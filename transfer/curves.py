@@ -14,19 +14,33 @@ from mmengine.config import Config
 from sd_pretrain.cli import InputError
 
 _TOP1 = 'accuracy/top1'
+_TRAIN_TOP1 = 'train/top1'
+_Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Curves:
     """Points ``(epoch, value)`` of one training; ``boundaries`` are the epochs that ended with a snapshot.
 
-    ``top1`` is in percent. Epochs are fractional within an epoch for ``loss`` and ``lr``.
+    ``top1`` (of the validation images) and ``train_top1`` (of the epoch's training batches) are in percent.
+    Epochs are fractional within an epoch for ``loss`` and ``lr``.
     """
 
-    loss: list[tuple[float, float]] = field(default_factory=list)
-    lr: list[tuple[float, float]] = field(default_factory=list)
-    top1: list[tuple[float, float]] = field(default_factory=list)
+    loss: _Points = field(default_factory=list)
+    lr: _Points = field(default_factory=list)
+    top1: _Points = field(default_factory=list)
+    train_top1: _Points = field(default_factory=list)
     boundaries: list[int] = field(default_factory=list)
+
+    @property
+    def test_error(self) -> _Points:
+        """Top-1 error of the validation images in percent, by epoch."""
+        return [(epoch, 100 - value) for epoch, value in self.top1]
+
+    @property
+    def train_error(self) -> _Points:
+        """Top-1 error of the epoch's training batches, augmented, in percent."""
+        return [(epoch, 100 - value) for epoch, value in self.train_top1]
 
 
 def read_curves(work_dir: str | Path) -> Curves:
@@ -43,29 +57,33 @@ def read_curves(work_dir: str | Path) -> Curves:
         )
     steps: dict[int, dict[str, Any]] = {}
     evaluations: dict[int, float] = {}
+    accuracies: dict[int, float] = {}
     for log in logs:
-        train, val = _read(log)
+        train, val, train_top1 = _read(log)
         if train:
             first = min(train)
             # The interrupted run went on to where nothing follows from: the resumed one started before that.
             steps = {step: line for step, line in steps.items() if step < first}
             epoch = train[first]['epoch']
             evaluations = {done: value for done, value in evaluations.items() if done < epoch}
+            accuracies = {done: value for done, value in accuracies.items() if done < epoch}
         steps |= train
         evaluations |= val
+        accuracies |= train_top1
     length = _epoch_length(steps.values())
     lines = [steps[step] for step in sorted(steps)]
     return Curves(
         loss=[(line['iter'] / length, line['loss']) for line in lines if _finite(line.get('loss'))],
         lr=[(line['iter'] / length, line['lr']) for line in lines if _finite(line.get('lr'))],
         top1=sorted((float(done), value) for done, value in evaluations.items()),
+        train_top1=sorted((float(done), value) for done, value in accuracies.items()),
         boundaries=snapshot_epochs(work_dir)[:-1],
     )
 
 
-def _read(log: Path) -> tuple[dict[int, dict[str, Any]], dict[int, float]]:
-    """Training lines by iteration, and top-1 accuracy in percent by epoch."""
-    train, val = {}, {}
+def _read(log: Path) -> tuple[dict[int, dict[str, Any]], dict[int, float], dict[int, float]]:
+    """Training lines by iteration; top-1 accuracy in percent of validation and of training by epoch."""
+    train, val, train_top1 = {}, {}, {}
     for text in log.read_text().splitlines():
         try:
             line = json.loads(text)
@@ -75,7 +93,9 @@ def _read(log: Path) -> tuple[dict[int, dict[str, Any]], dict[int, float]]:
             train[int(line['iter'])] = line
         elif _finite(line.get(_TOP1)) and 'step' in line:
             val[int(line['step'])] = float(line[_TOP1])
-    return train, val
+        elif _finite(line.get(_TRAIN_TOP1)) and 'step' in line:
+            train_top1[int(line['step'])] = float(line[_TRAIN_TOP1])
+    return train, val, train_top1
 
 
 def _epoch_length(lines: Iterable[dict[str, Any]]) -> int:

@@ -127,7 +127,9 @@ def _curve_figures(names: Sequence[str], read: Mapping[str, Curves]) -> list[dic
     """Charts with what they show in words; every backbone keeps its colour whether it has curves or not."""
     every = {name: read.get(name, Curves()) for name in dict.fromkeys([*names, *read])}
     last = '; '.join(
-        f'{name}: loss {one.loss[-1][1]:.3f}' + (f', top-1 {one.top1[-1][1]:.2f}%' if one.top1 else '')
+        f'{name}: loss {one.loss[-1][1]:.3f}'
+        + (f', test error {one.test_error[-1][1]:.2f}%' if one.top1 else '')
+        + (f', training error {one.train_error[-1][1]:.2f}%' if one.train_top1 else '')
         for name, one in every.items()
         if one.loss
     )

@@ -15,6 +15,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),
+    train_accuracy=dict(type='TrainAccuracyHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
 )
 env_cfg = dict(

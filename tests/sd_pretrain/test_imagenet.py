@@ -67,7 +67,7 @@ def test_empty_class_folder_is_named(root):
 @pytest.mark.parametrize('split, other', [('train', 'val'), ('val', 'train')])
 def test_classes_of_both_splits_must_agree(root, split, other):
     shutil.rmtree(root / split / 'n00000001')
-    with pytest.raises(InputError, match=f'{split} lacks 1 class folders that {other} has: n00000001'):
+    with pytest.raises(InputError, match=f'{split} lacks 1 classes that {other} has: n00000001'):
         check_imagenet(root)
 
 
