@@ -14,6 +14,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from sd_pretrain.checkpoint import check_fits, read_checkpoint
+from sd_pretrain.cifar_files import ensure_cifar100
 from sd_pretrain.classifier import check_network
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.imagenet import check_imagenet
@@ -24,6 +25,8 @@ from sd_pretrain.snapshot_hook import TEACHER_KEY, check_teacher
 
 # Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
 CHECKED = 'SD_PRETRAIN_CHECKED'
+# By the dataset's type: from its data_root to the counts of 'classes', 'train' and 'val'.
+DATA_CHECKS = {'ImageNetFolder': check_imagenet, 'Cifar100': ensure_cifar100}
 
 
 class Outcome(NamedTuple):
@@ -84,27 +87,35 @@ def fit_machine(cfg: Config, processes: int) -> None:
         if not loader.num_workers:
             loader.persistent_workers = False
             loader.pop('prefetch_factor', None)
-        loader.pin_memory = torch.cuda.is_available()
+        # A dataset that lives on the device says False.
+        loader.pin_memory = loader.get('pin_memory', True) and torch.cuda.is_available()
 
 
 def check_data(cfg: Config) -> dict[str, int]:
-    """Check the folders of the config's data, and that they hold the classes that the model has.
+    """Check that the config's data is there, and that it holds the classes that the model has.
+
+    Returns:
+        The counts of classes and images; empty for a dataset type that ``DATA_CHECKS`` does not know.
 
     Raises:
-        InputError: they do not.
+        InputError: it is not, or does not.
     """
-    counts = check_imagenet(cfg.train_dataloader.dataset.data_root)
+    dataset = cfg.train_dataloader.dataset
+    if dataset.type not in DATA_CHECKS:
+        return {}
+    counts = DATA_CHECKS[dataset.type](dataset.data_root)
     classes = cfg.model.num_classes
     if counts['classes'] != classes:
         raise InputError(
-            f'{cfg.train_dataloader.dataset.data_root} has {counts["classes"]} class folders, the config has '
+            f'{dataset.data_root} has {counts["classes"]} classes, the config has '
             f'model.num_classes={classes}; give --cfg-options model.num_classes={counts["classes"]} '
             'or other data'
         )
+    images = dataset.get('subset') or counts['train']
     batch = cfg.get('total_batch_size', 1)
-    if counts['train'] < batch:
+    if images < batch:
         raise InputError(
-            f'{counts["train"]} training images are less than one batch of {batch}; '
+            f'{images} training images are less than one batch of {batch}; '
             'lower it with --cfg-options total_batch_size=N'
         )
     return counts
