@@ -12,6 +12,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor
 
+import sd_pretrain.networks  # noqa: F401 - timm knows them from here on
 from sd_pretrain.augment import jitter, rotate
 from sd_pretrain.cli import InputError
 from sd_pretrain.losses import sd_loss

@@ -14,9 +14,11 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from sd_pretrain.checkpoint import check_fits, check_optimizer, read_checkpoint
+from sd_pretrain.cifar_files import ensure_cifar100
 from sd_pretrain.classifier import check_network
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
-from sd_pretrain.imagenet import check_imagenet, scan_split
+from sd_pretrain.ilsvrc_layouts import find_split
+from sd_pretrain.imagenet import check_imagenet
 from sd_pretrain.launch import cpu_share, init_distributed, is_main_process, leave_distributed, world_size
 from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
 from sd_pretrain.schedule import check_ends, check_periods, teacher_iteration
@@ -24,6 +26,8 @@ from sd_pretrain.snapshot_hook import TEACHER_KEY, check_loss_args, check_teache
 
 # Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
 CHECKED = 'SD_PRETRAIN_CHECKED'
+# By the dataset's type: from its data_root to the counts of 'classes', 'train' and 'val'.
+DATA_CHECKS = {'ImageNetFolder': check_imagenet, 'Cifar100': ensure_cifar100}
 
 
 class Outcome(NamedTuple):
@@ -89,29 +93,36 @@ def fit_machine(cfg: Config, processes: int) -> None:
         if not loader.num_workers:
             loader.persistent_workers = False
             loader.pop('prefetch_factor', None)
-        loader.pin_memory = torch.cuda.is_available()
+        # A dataset that lives on the device says False.
+        loader.pin_memory = loader.get('pin_memory', True) and torch.cuda.is_available()
 
 
 def check_data(cfg: Config) -> dict[str, int]:
-    """Check the folders of the config's data, and that they hold the classes that the model has.
+    """Check that the config's data is there, and that it holds the classes that the model has.
+
+    Returns:
+        The counts of classes and images; empty for a dataset type that ``DATA_CHECKS`` does not know.
 
     Raises:
-        InputError: they do not.
+        InputError: it is not, or does not.
     """
-    root = cfg.train_dataloader.dataset.data_root
-    counts = check_imagenet(root)
-    check_classes(cfg, root, counts['classes'])
+    dataset = cfg.train_dataloader.dataset
+    if dataset.type not in DATA_CHECKS:
+        return {}
+    counts = DATA_CHECKS[dataset.type](dataset.data_root)
+    check_classes(cfg, dataset.data_root, counts['classes'])
+    images = dataset.get('subset') or counts['train']
     batch = cfg.get('total_batch_size', 1)
-    if counts['train'] < batch:
+    if images < batch:
         raise InputError(
-            f'{counts["train"]} training images are less than one batch of {batch}; '
+            f'{images} training images are less than one batch of {batch}; '
             'lower it with --cfg-options total_batch_size=N'
         )
     return counts
 
 
 def check_classes(cfg: Config, root: str | Path, found: int) -> None:
-    """Check that ``root`` has as many class folders as the config's model has classes.
+    """Check that ``root`` has as many classes as the config's model.
 
     Raises:
         InputError: it has not.
@@ -119,7 +130,7 @@ def check_classes(cfg: Config, root: str | Path, found: int) -> None:
     classes = cfg.model.num_classes
     if found != classes:
         raise InputError(
-            f'{root} has {found} class folders, the config has model.num_classes={classes}; '
+            f'{root} has {found} classes, the config has model.num_classes={classes}; '
             f'give --cfg-options model.num_classes={found} or other data'
         )
 
@@ -295,7 +306,10 @@ def test(
     ):
         cfg.pop(key, None)
     data = cfg.test_dataloader.dataset
-    check_classes(cfg, data.data_root, len(scan_split(data.data_root, data.split)[0]))
+    if data.type == 'ImageNetFolder':
+        check_classes(cfg, data.data_root, len(find_split(data.data_root, data.split).classes))
+    elif data.type in DATA_CHECKS:
+        check_classes(cfg, data.data_root, DATA_CHECKS[data.type](data.data_root)['classes'])
     fit_machine(cfg, processes)
     cfg.launcher = launcher
     init_distributed(launcher, cfg)

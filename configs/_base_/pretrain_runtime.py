@@ -1,5 +1,6 @@
 custom_imports = dict(
     imports=[
+        'sd_pretrain.cifar',
         'sd_pretrain.classifier',
         'sd_pretrain.imagenet',
         'sd_pretrain.metrics',

@@ -151,7 +151,7 @@ def test_check_only_writes_nothing(run_tool, tiny_config, image_folder, tmp_path
 @pytest.mark.parametrize(
     'options, message',
     [
-        (['model.num_classes=5'], 'has 4 class folders, the config has model.num_classes=5'),
+        (['model.num_classes=5'], 'has 4 classes, the config has model.num_classes=5'),
         (['model.network=resnet19'], "no network 'resnet19'"),
         (['custom_hooks.0.ends=[2,4]'], 'ends [2, 4], run length 3'),
         (

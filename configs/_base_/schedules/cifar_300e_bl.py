@@ -1,0 +1,20 @@
+# BL: one cosine over 300 epochs of batches of 64, for the DenseNets (Section 4.1.1).
+total_batch_size = 64
+ends = [300]
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+)
+param_scheduler = [
+    dict(
+        type='CosineRestartLR',
+        periods=[300],
+        restart_weights=[1],
+        eta_min=0,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    )
+]
+custom_hooks = [dict(type='SnapshotDistillationHook', ends=ends, distill=False)]
+train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
