@@ -9,14 +9,8 @@ import pytest
 from PIL import Image
 
 from sd_pretrain.cli import InputError
-from transfer.emoji_world import (
-    PRETRAIN_SPRITES,
-    WorldSize,
-    digest,
-    ensure,
-    mask_of,
-    scene,
-)
+from transfer.emoji_scenes import PRETRAIN_SPRITES, mask_of, scene
+from transfer.emoji_world import WorldSize, digest, ensure
 from transfer.voc import CLASSES
 
 TINY = WorldSize(
