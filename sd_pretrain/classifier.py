@@ -62,6 +62,7 @@ class ImageBatchPreprocessor(BaseDataPreprocessor):
         self.rotation = rotation
         self.jitter = jitter
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._seed: int | None = None
         self._generator: torch.Generator | None = None
 
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -77,11 +78,15 @@ class ImageBatchPreprocessor(BaseDataPreprocessor):
         data['inputs'] = images.contiguous(memory_format=self.memory_format)
         return data
 
+    def set_seed(self, seed: int) -> None:
+        """Begin the augmentation's random numbers anew from ``seed``, which should differ by rank."""
+        self._seed, self._generator = seed, None
+
     def _random(self, device: torch.device) -> torch.Generator:
         # All ranks share the run's seed; without a generator of their own they would all draw the same
         # angles.
         if self._generator is None or self._generator.device != device:
-            seed = torch.initial_seed() + 1000 * get_rank()
+            seed = torch.initial_seed() + 1000 * get_rank() if self._seed is None else self._seed
             self._generator = torch.Generator(device).manual_seed(seed)
         return self._generator
 

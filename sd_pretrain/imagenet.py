@@ -10,10 +10,10 @@ import torch
 from mmengine.registry import DATASETS
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
+from sd_pretrain.chance import EpochSeeded
 from sd_pretrain.cli import InputError
 from sd_pretrain.ilsvrc_layouts import WHERE_TO_GET, find_split
 
@@ -97,7 +97,7 @@ def _unreadable(where: str, error: Exception) -> InputError:
 
 
 @DATASETS.register_module()
-class ImageNetFolder(Dataset):
+class ImageNetFolder(EpochSeeded):
     """Images and labels of one split, as uint8 ``(3, size, size)``.
 
     Training crops at random in place, scale and aspect ratio and mirrors; rotation and pixel jitter, the rest

@@ -27,6 +27,7 @@ _PLACES = {
     'launcher',
     'resume',
     'load_from',
+    'fork',
     'num_workers',
     'env_cfg',
 }

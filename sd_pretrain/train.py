@@ -17,6 +17,7 @@ from sd_pretrain.checkpoint import check_fits, check_optimizer, read_checkpoint
 from sd_pretrain.cifar_files import ensure_cifar100
 from sd_pretrain.classifier import check_network
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
+from sd_pretrain.exact_resume import ExactResumeHook, check_settings, run_settings
 from sd_pretrain.ilsvrc_layouts import find_split
 from sd_pretrain.imagenet import check_imagenet
 from sd_pretrain.launch import cpu_share, init_distributed, is_main_process, leave_distributed, world_size
@@ -161,7 +162,7 @@ def mini_generations(cfg: Config) -> dict[str, Any]:
     return hooks[0]
 
 
-def set_resume(cfg: Config, resume: str | None) -> None:
+def set_resume(cfg: Config, resume: str | None, processes: int) -> None:
     """Set where to resume: ``'auto'`` is the latest checkpoint of the work dir, if there is one.
 
     Raises:
@@ -179,6 +180,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     content = read_checkpoint(resume)
     if 'optimizer' not in content:
         raise InputError(f'{resume} cannot be resumed: it has no optimizer state; use an epoch_N.pth')
+    check_settings(run_settings(cfg, processes), content, resume, fork=cfg.get('fork', False))
     with torch.device('meta'):
         check_fits(MODELS.build(cfg.model), content, resume)
     check_optimizer(cfg, content, resume)
@@ -187,6 +189,9 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         end = teacher_iteration(epoch + 1, hook['ends'])
         if end:
             check_teacher(content.get(TEACHER_KEY), end * content['meta']['iter'] // epoch)
+    if (cfg.get('randomness') or {}).get('seed') is None:
+        # The sampler is built before mmengine restores the seed.
+        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': content['meta']['seed']}
     cfg.resume = True
     cfg.load_from = resume
 
@@ -245,7 +250,7 @@ def train(
     check_network(cfg.model.network)
     generations = len(mini_generations(cfg)['ends'])
     counts = {} if os.environ.get(CHECKED) else check_data(cfg)
-    set_resume(cfg, resume)
+    set_resume(cfg, resume, processes)
     if check_only:
         return Outcome(None, f'Config and data are fine: {counts}.')
     cfg.launcher = launcher
@@ -253,6 +258,7 @@ def train(
     runner = Runner.from_cfg(cfg)
     record = RunRecordHook()
     runner.register_hook(record)
+    runner.register_hook(ExactResumeHook(run_settings(cfg, processes)))
     with readable_worker_errors():
         runner.train()
         if record.metrics_epoch != runner.max_epochs:

@@ -1,0 +1,137 @@
+"""A stopped and resumed run equals the unbroken one: randomness by epoch, and the settings it depends on."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from sd_pretrain.chance import derive_seed
+from sd_pretrain.cli import InputError
+from sd_pretrain.losses import sd_loss
+
+SETTINGS_KEY = 'run_settings'
+_HOOK = 'SnapshotDistillationHook'
+
+
+class ExactResumeHook(Hook):
+    """Seed all generators by (seed, epoch, rank) as each epoch begins, so that no state has to be saved.
+
+    A run resumed from an ``epoch_N.pth`` therefore equals the unbroken one, bit for bit on a CPU.
+
+    Args:
+        settings: :func:`run_settings` of the run, kept in the ``meta`` of every checkpoint.
+    """
+
+    # Before any other hook can draw.
+    priority = 'VERY_HIGH'
+
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed this process, the dataset and the preprocessor."""
+        self._seed_process(runner)
+        # Both are optional: other datasets and preprocessors may do without.
+        dataset = runner.train_dataloader.dataset
+        if hasattr(dataset, 'set_epoch'):
+            dataset.set_epoch(runner.seed, runner.epoch)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if hasattr(model.data_preprocessor, 'set_seed'):
+            model.data_preprocessor.set_seed(derive_seed(runner.seed, runner.epoch, get_rank(), 1))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Seed this process again: a loader draws where it starts its workers, which is not in each epoch."""
+        if batch_idx == 0:
+            self._seed_process(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the settings."""
+        checkpoint['meta'][SETTINGS_KEY] = self.settings
+
+    @staticmethod
+    def _seed_process(runner: Runner) -> None:
+        seed = derive_seed(runner.seed, runner.epoch, get_rank())
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+
+def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
+    """What a resumed run must share with the run that it goes on with; plain values by their config names.
+
+    The optimizer's settings are not among them: its state has them.
+
+    Args:
+        cfg: the config, the batch of one process set.
+        processes: number of processes that train.
+    """
+    hook = next(dict(hook) for hook in cfg.custom_hooks if hook['type'] == _HOOK)
+    if hook.setdefault('distill', True):
+        defaults = inspect.signature(sd_loss).parameters.values()
+        hook = {item.name: item.default for item in defaults if item.default is not item.empty} | hook
+    else:
+        hook = {key: hook[key] for key in ('ends', 'distill')}
+    settings = {
+        'model.network': cfg.model.network,
+        'model.network_args': cfg.model.get('network_args') or {},
+        'model.num_classes': cfg.model.get('num_classes', 1000),
+        'total_batch_size': cfg.train_dataloader.batch_size * processes,
+        'number of processes': processes,
+        'train_cfg.max_epochs': cfg.train_cfg.max_epochs,
+        'randomness.seed': (cfg.get('randomness') or {}).get('seed'),
+    }
+    settings |= {f'{_HOOK}.{key}': hook[key] for key in hook if key not in ('type', 'priority')}
+    schedulers = cfg.get('param_scheduler') or []
+    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+        name = scheduler['type']
+        settings |= {f'{name}.{key}': scheduler[key] for key in scheduler if key != 'type'}
+    # Plain values: checkpoints are read without executing what is in them.
+    return json.loads(json.dumps(settings, default=str))
+
+
+def check_settings(
+    now: dict[str, Any], content: dict[str, Any], path: str | Path, fork: bool = False
+) -> None:
+    """Check that a checkpoint's run had the settings of the one that resumes it.
+
+    Args:
+        now: :func:`run_settings` of the resumed run.
+        content: the checkpoint; one without settings is accepted.
+        path: its path, for the message.
+        fork: let the distillation differ, as long as nothing has been taught: SE and SD with any temperature
+            are the same run up to the end of the first mini-generation.
+
+    Raises:
+        InputError: they differ; every difference is in the message.
+    """
+    before = content['meta'].get(SETTINGS_KEY)
+    if before is None:
+        return
+    ends = f'{_HOOK}.ends'
+    if fork and content['meta']['epoch'] <= min(now[ends][0], before[ends][0]):
+        now, before = (
+            {key: value for key, value in settings.items() if key == ends or not key.startswith(_HOOK)}
+            for settings in (now, before)
+        )
+    wrong = [
+        f'{key} was {before.get(key, "not set")}, now {now.get(key, "not set")}'
+        for key in sorted(now.keys() | before.keys())
+        # Without a pinned seed, the resumed run takes over that of the checkpoint.
+        if now.get(key) != before.get(key) and not (key == 'randomness.seed' and now[key] is None)
+    ]
+    if wrong:
+        raise InputError(
+            f'{path} is of a run with other settings: {"; ".join(wrong)}; '
+            'set them back, or start anew in another --work-dir'
+        )

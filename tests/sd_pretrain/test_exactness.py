@@ -1,0 +1,301 @@
+"""A run that was stopped at an epoch end and resumed equals the unbroken one, bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sd_pretrain.imagenet import ImageNetFolder
+from sd_pretrain.snapshot_hook import TEACHER_KEY
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Dropout draws from the process's generator, rotation and jitter from the preprocessor's, crops from the
+# dataset's: all three kinds of randomness are there.
+FOUR_EPOCHS = """
+_base_ = '{base}'
+total_batch_size = 12
+model = dict(network_args=dict(drop_rate=0.2))
+param_scheduler = [dict(type='CosineRestartLR', periods={periods}, restart_weights={weights}, eta_min=0,
+                        by_epoch=True, convert_to_iter_based=True)]
+custom_hooks = [dict(type='SnapshotDistillationHook', ends={ends}, distill={distill}{loss})]
+train_cfg = dict(max_epochs=4)
+"""
+ALGORITHMS = {
+    'bl': dict(ends=[4], periods=[4], weights=[1], distill=False, loss=''),
+    'se': dict(ends=[2, 4], periods=[2, 2], weights=[1, 1], distill=False, loss=''),
+    'sd': dict(ends=[2, 4], periods=[2, 2], weights=[1, 1], distill=True, loss=', temperature=2.0'),
+}
+LOGGED = ('epoch', 'iter', 'step', 'lr', 'loss', 'loss_ce', 'loss_kl')
+
+
+@pytest.fixture(scope='module')
+def configs(tiny_config, tmp_path_factory):
+    """Configs of BL, SE and SD: four epochs of two iterations; SE and SD restart after two epochs."""
+    folder = tmp_path_factory.mktemp('exact')
+    for name, settings in ALGORITHMS.items():
+        (folder / f'{name}.py').write_text(FOUR_EPOCHS.format(base=tiny_config, **settings))
+    return {name: folder / f'{name}.py' for name in ALGORITHMS}
+
+
+@pytest.fixture(scope='module')
+def trained(run_tool, configs, image_folder, tmp_path_factory):
+    """``trained(algorithm, *arguments)`` gives the work dir; equal runs are made once."""
+    done = {}
+
+    def train(algorithm, *arguments):
+        key = (algorithm, *arguments)
+        if key not in done:
+            done[key] = work_dir = tmp_path_factory.mktemp(algorithm)
+            places = ['--work-dir', work_dir, '--data-root', image_folder]
+            assert run_tool('train.py', configs[algorithm], *arguments, *places) == 0
+        return done[key]
+
+    return train
+
+
+def load(work_dir, epoch):
+    return torch.load(work_dir / f'epoch_{epoch}.pth', weights_only=False)
+
+
+def logged(work_dir):
+    """What the run has logged of each iteration, in order."""
+    rows = []
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        rows += [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: row.get(key) for key in LOGGED} for row in rows if 'loss' in row]
+
+
+def assert_same(one, other, where=''):
+    """Equal to the last bit, through dicts and lists."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f'{where}.{key}')
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f'{where}[{index}]')
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+def assert_same_run(unbroken, resumed, stop):
+    """Weights, BN buffers, momentum, schedule, teacher and logs of a run resumed after epoch ``stop``."""
+    for epoch in range(stop + 1, 5):
+        one, other = load(unbroken, epoch), load(resumed, epoch)
+        assert (TEACHER_KEY in one) == (TEACHER_KEY in other)
+        for key in ('state_dict', 'optimizer', 'param_schedulers', TEACHER_KEY):
+            assert_same(one.get(key), other.get(key), f'epoch {epoch}: {key}')
+    assert not (resumed / f'epoch_{stop}.pth').exists()
+    assert_same(logged(unbroken)[2 * stop :], logged(resumed), 'log')
+    assert len(logged(resumed)) == 2 * (4 - stop)
+
+
+@pytest.mark.parametrize('amp', [(), ('--amp',)], ids=['fp32', 'bf16'])
+@pytest.mark.parametrize('stop', [1, 2, 3], ids=['before', 'at', 'after'])
+@pytest.mark.parametrize('algorithm', ALGORITHMS)
+def test_a_resumed_run_equals_the_unbroken_one(trained, algorithm, stop, amp):
+    unbroken = trained(algorithm, *amp)
+    resumed = trained(algorithm, *amp, '--resume', unbroken / f'epoch_{stop}.pth')
+    assert_same_run(unbroken, resumed, stop)
+    weights = [load(unbroken, epoch)['state_dict']['network.fc.weight'] for epoch in (stop, 4)]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize('workers', [('1', 'True'), ('2', 'False')], ids=['persistent', 'new each epoch'])
+def test_loader_workers_change_nothing(trained, workers, monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0, 1}, raising=False)
+    number, persistent = workers
+    options = [f'train_dataloader.num_workers={number}', f'train_dataloader.persistent_workers={persistent}']
+    unbroken = trained('sd')
+    assert_same_run(
+        unbroken,
+        trained('sd', '--resume', unbroken / 'epoch_2.pth', '--cfg-options', *options),
+        stop=2,
+    )
+
+
+def test_an_unpinned_seed_is_taken_over(trained):
+    options = ['--cfg-options', 'randomness.seed=None']
+    unbroken = trained('bl', *options)
+    assert_same_run(unbroken, trained('bl', '--resume', unbroken / 'epoch_3.pth', *options), stop=3)
+
+
+@pytest.mark.parametrize('epoch, same', [(0, True), (1, False)])
+def test_each_epoch_crops_anew(image_folder, epoch, same):
+    dataset = ImageNetFolder(str(image_folder / 'ILSVRC2012'), size=32)
+    state = torch.get_rng_state()
+    dataset.set_epoch(7, 0)
+    first = dataset.__getitems__([3, 5])[1]['inputs']
+    dataset.set_epoch(7, epoch)
+    assert torch.equal(dataset.__getitems__([5])[0]['inputs'], first) == same
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    'options, differences',
+    [
+        (['total_batch_size=8'], ['total_batch_size was 12, now 8']),
+        (['model.network=test_vit'], ['model.network was test_resnet, now test_vit']),
+        (['custom_hooks.0.temperature=3.0'], ['SnapshotDistillationHook.temperature was 2.0, now 3.0']),
+        (['custom_hooks.0.distill=False'], ['SnapshotDistillationHook.distill was True, now False']),
+        (['randomness.seed=1'], ['randomness.seed was 0, now 1']),
+        (
+            ['custom_hooks.0.ends=[1,4]', 'param_scheduler.0.periods=[1,3]'],
+            ['periods was [2, 2], now [1, 3]', 'ends was [2, 4], now [1, 4]'],
+        ),
+        (
+            [
+                'custom_hooks.0.ends=[2,3,4]',
+                'param_scheduler.0.periods=[2,1,1]',
+                'param_scheduler.0.restart_weights=[1,1,1]',
+            ],
+            ['ends was [2, 4], now [2, 3, 4]'],
+        ),
+        (
+            ['train_cfg.max_epochs=6', 'custom_hooks.0.ends=[2,6]', 'param_scheduler.0.periods=[2,4]'],
+            ['train_cfg.max_epochs was 4, now 6'],
+        ),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused(
+    run_tool, trained, configs, image_folder, tmp_path, capfd, options, differences
+):
+    checkpoint = trained('sd') / 'epoch_2.pth'
+    places = ['--work-dir', tmp_path / 'new', '--data-root', image_folder]
+    arguments = [configs['sd'], '--resume', checkpoint, *places, '--cfg-options', *options]
+    assert run_tool('train.py', *arguments) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(f'error: {checkpoint} is of a run with other settings: ')
+    assert all(difference in line for difference in differences), line
+    assert not (tmp_path / 'new').exists()
+
+
+def test_a_resume_with_another_number_of_processes_is_refused(
+    run_tool, trained, configs, image_folder, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 2)
+    places = ['--work-dir', tmp_path / 'new', '--data-root', image_folder]
+    resume = ['--resume', trained('sd') / 'epoch_2.pth', '--check', '--gpus', 2]
+    assert run_tool('train.py', configs['sd'], *resume, *places) == 2
+    assert 'number of processes was 1, now 2;' in capfd.readouterr().err
+
+
+def test_a_fork_of_the_first_mini_generation_equals_a_run_of_its_own(
+    run_tool, trained, configs, image_folder, tmp_path, capfd
+):
+    """SE and SD are the same run before anything is taught; later they are not."""
+    se, sd = trained('se'), trained('sd')
+    forked = trained('sd', '--resume', se / 'epoch_1.pth', '--cfg-options', 'fork=True')
+    assert_same_run(sd, forked, stop=1)
+    places = ['--work-dir', tmp_path / 'new', '--data-root', image_folder]
+    late = ['--resume', se / 'epoch_3.pth', '--cfg-options', 'fork=True']
+    assert run_tool('train.py', configs['sd'], *late, *places) == 2
+    assert 'distill was False, now True' in capfd.readouterr().err
+
+
+# Each process trains SD unbroken and then from each checkpoint, and keeps what it holds at the end of a run.
+TWO_RANKS = """
+import os, sys
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import HOOKS, DefaultScope
+from mmengine.visualization import Visualizer
+from sd_pretrain.train import train
+
+
+@HOOKS.register_module()
+class Spy(Hook):
+    priority = 'VERY_LOW'
+
+    def keep(self, runner, name):
+        model = runner.model.module
+        teacher = model.teacher and model.teacher.state_dict()
+        student = {key: value.clone() for key, value in model.state_dict().items()}
+        optimizer = runner.optim_wrapper.state_dict()
+        path = f'{runner.work_dir}/rank{os.environ["RANK"]}_{name}.pth'
+        torch.save({'teacher': teacher, 'student': student, 'optimizer': optimizer}, path)
+
+    def before_train(self, runner):
+        self.keep(runner, 'start')
+
+    def after_train_epoch(self, runner):
+        self.keep(runner, runner.epoch + 1)
+
+
+# One process group for all runs: a second one in the same processes hangs.
+torch.distributed.init_process_group('gloo')
+torch.distributed.init_process_group = torch.distributed.destroy_process_group = lambda *args: None
+config, data_root, folder = sys.argv[1:]
+for amp, stops in ((False, (0, 1, 2, 3)), (True, (0, 2))):
+    for stop in stops:
+        for shared in (MMLogger, MessageHub, Visualizer, DefaultScope):
+            shared._instance_dict.clear()
+        work_dir = f'{folder}/amp{amp:d}_{stop}'
+        resume = f'{folder}/amp{amp:d}_0/epoch_{stop}.pth' if stop else None
+        workers = {'train_dataloader.num_workers': 1, 'train_dataloader.persistent_workers': True}
+        options = workers if stop == 2 else {}
+        train(config, work_dir=work_dir, data_root=data_root, resume=resume, amp=amp, options=options,
+              launcher='pytorch')
+"""
+
+
+@pytest.fixture(scope='module')
+def two_ranks(configs, image_folder, tmp_path_factory):
+    """Work dirs ``amp{0,1}_{stop}`` of two gloo processes that both went through all runs."""
+    folder = tmp_path_factory.mktemp('two')
+    (folder / 'script.py').write_text(TWO_RANKS)
+    config = folder / 'sd_two.py'
+    hook = "custom_hooks = [*_base_.custom_hooks, dict(type='Spy')]"
+    config.write_text(f"_base_ = '{configs['sd']}'\n{hook}\n")
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    done = subprocess.run(
+        [*command, folder / 'script.py', config, image_folder, folder],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize(
+    'stop, amp', [(1, 0), (2, 0), (3, 0), (2, 1)], ids=['before', 'at', 'after', 'at, bf16']
+)
+def test_two_processes_resume_exactly(two_ranks, stop, amp):
+    unbroken, resumed = two_ranks / f'amp{amp}_0', two_ranks / f'amp{amp}_{stop}'
+    assert_same_run(unbroken, resumed, stop)
+    for rank in (0, 1):
+        for epoch in range(stop + 1, 5):
+            one, other = (torch.load(path / f'rank{rank}_{epoch}.pth') for path in (unbroken, resumed))
+            assert_same(one, other, f'rank {rank}, epoch {epoch}')
+
+
+@pytest.mark.parametrize('stop', [0, 1, 2, 3])
+def test_two_processes_hold_the_same_student_and_teacher(two_ranks, stop):
+    """After each epoch end, thus after each snapshot, and as soon as a resume begins."""
+    work_dir = two_ranks / f'amp0_{stop}'
+    names = [*(['start'] if stop else []), *range(stop + 1, 5)]
+    taught = []
+    for name in names:
+        first, second = (torch.load(work_dir / f'rank{rank}_{name}.pth') for rank in (0, 1))
+        assert_same(first, second, f'{name}')
+        taught.append(first['teacher'] is not None)
+    assert taught == [name in (2, 3, 4) or (name == 'start' and stop >= 2) for name in names]
+
+
+def test_two_processes_differ_from_one(two_ranks, trained):
+    """Each has images and randomness of its own: nothing above holds merely because all is constant."""
+    one, two = (logged(path)[0]['loss_ce'] for path in (trained('sd'), two_ranks / 'amp0_0'))
+    assert one != two
