@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,16 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
+# What gloo says when the process at the other end is gone.
+_LOST_PEER = re.compile(r'Connection (closed|reset) by peer|Broken pipe|Connection refused')
+
 
 class InputError(Exception):
     """A mistake in what the user gave: the message says what, where, and what to do about it."""
+
+
+class RunFailedError(Exception):
+    """A process that was started for the user failed by no mistake of theirs; carries the end of its log."""
 
 
 class Options(DictAction):
@@ -30,12 +39,24 @@ class Options(DictAction):
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a tool's ``main`` and exit; an :class:`InputError` prints one line and exits with 2, Ctrl-C 130."""
+    """Run a tool's ``main`` and exit; an :class:`InputError` prints one line and exits with 2, Ctrl-C 130.
+
+    In a distributed run this is said by the process that found the mistake; one that merely lost its
+    connection to it says so in a line and exits with 1.
+    """
     try:
         sys.exit(main() or 0)
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except RunFailedError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not _LOST_PEER.search(str(error)):
+            raise
+        print('another process of this run has ended; this one stops too', file=sys.stderr, flush=True)
+        os._exit(1)  # the process group cannot be left in order any more
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)

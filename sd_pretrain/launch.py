@@ -52,17 +52,20 @@ def cpu_share(processes: int) -> int:
     return max(1, cpus // local)
 
 
-def check_gpus(gpus: int) -> None:
-    """Check that this machine can run ``gpus`` processes: as many GPUs, or none at all and as many cores.
+def check_gpus(gpus: int, parallel: int = 1) -> None:
+    """Check that this machine has the GPUs for ``parallel`` runs of ``gpus`` processes.
+
+    One without any GPU runs the processes of a run on its cores, and any number of runs side by side.
 
     Raises:
         InputError: it has fewer.
     """
     found, cores = torch.cuda.device_count(), os.cpu_count() or 1
-    if gpus < 1:
-        raise InputError(f'the number of GPUs must be at least 1, found {gpus}')
-    if 0 < found < gpus:
-        raise InputError(f'{gpus} GPUs asked for, this machine has {found}; ask for at most {found}')
+    if gpus < 1 or parallel < 1:
+        raise InputError(f'at least 1 GPU and 1 run at a time, found {gpus} and {parallel}')
+    if found and gpus * parallel > found:
+        runs = f' for {parallel} runs of {gpus}' if parallel > 1 else ''
+        raise InputError(f'{gpus * parallel} GPUs asked for{runs}, this machine has {found}; ask for fewer')
     if not found and gpus > cores:
         raise InputError(
             f'{gpus} GPUs asked for, this machine has none; on its {cores} cores ask for at most {cores}'

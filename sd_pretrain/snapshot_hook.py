@@ -81,8 +81,13 @@ class SnapshotDistillationHook(Hook):
         needed = teacher_iteration(runner.iter + 1, self.ends)
         if not needed:
             return
-        check_teacher(saved, needed)
-        model.attach_teacher(FrozenTeacher(model.network, saved['state_dict']), **self.loss_args)
+        if runner.iter == needed:
+            # Stopped right at the boundary: the student that was loaded is the snapshot.
+            teacher = FrozenTeacher(model.network)
+        else:
+            check_teacher(saved, needed)
+            teacher = FrozenTeacher(model.network, saved['state_dict'])
+        model.attach_teacher(teacher, **self.loss_args)
         self._teacher_iteration = needed
         runner.logger.info(f'Restored the teacher of iteration {needed}.')
 

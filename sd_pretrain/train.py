@@ -185,9 +185,16 @@ def set_resume(cfg: Config, resume: str | None, processes: int) -> None:
         check_fits(MODELS.build(cfg.model), content, resume)
     check_optimizer(cfg, content, resume)
     hook, epoch = mini_generations(cfg), content['meta']['epoch']
+    last = f'snapshot_{len(hook["ends"])}.pth'
+    if epoch >= hook['ends'][-1] and not (Path(cfg.work_dir) / last).is_file():
+        raise InputError(
+            f'{resume} is of the last epoch: there is nothing left to train, and {cfg.work_dir} has no '
+            f'{last}; evaluate it with tools/test.py'
+        )
     if hook.get('distill', True) and epoch < hook['ends'][-1]:
         end = teacher_iteration(epoch + 1, hook['ends'])
-        if end:
+        # At the boundary itself the student is the teacher that is due.
+        if end not in (0, epoch):
             check_teacher(content.get(TEACHER_KEY), end * content['meta']['iter'] // epoch)
     if (cfg.get('randomness') or {}).get('seed') is None:
         # The sampler is built before mmengine restores the seed.
@@ -244,8 +251,10 @@ def train(
     settings = fingerprint(cfg)
     result = finished_result(cfg.work_dir, settings)
     if result is not None:
+        where = f'trained on {result.get("data_root")}'
         again = 'choose another --work-dir, or remove this one, to train again'
-        return Outcome(result, f'Finished already, nothing to do: {describe(result, cfg.work_dir)}; {again}.')
+        told = f'Finished already, nothing to do: {describe(result, cfg.work_dir)}, {where}; {again}.'
+        return Outcome(result, told)
     fit_machine(cfg, processes)
     check_network(cfg.model.network)
     generations = len(mini_generations(cfg)['ends'])
@@ -267,6 +276,7 @@ def train(
     result = {
         'schema': 1,
         'config': str(config),
+        'data_root': cfg.train_dataloader.dataset.get('data_root'),
         'top1': record.metrics['accuracy/top1'] / 100,
         'top5': record.metrics['accuracy/top5'] / 100,
         'seconds': record.seconds,

@@ -38,5 +38,5 @@ else
     --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${port:-29500}"
   )
 fi
-exec "$PYTHON" -m torch.distributed.run "${where[@]}" --nproc_per_node="$gpus" \
+exec "$PYTHON" -m sd_pretrain.torchrun "${where[@]}" --nproc_per_node="$gpus" \
   tools/train.py "$config" --launcher pytorch "$@"

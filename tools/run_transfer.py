@@ -34,7 +34,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to each run'
     )
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    for value in args.cfg_options:
+        name, _, path = value.partition('=')
+        if '.' not in name and (Path(path).exists() or path.endswith(('.pth', '.safetensors'))):
+            raise InputError(f'{value} stands after --cfg-options: NAME=CHECKPOINT must come before it')
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         cfg_options=args.cfg_options,
     )
     runner.run_transfer(args.task, args.dataset, checkpoints, options)
-    print(table.format_table(table.collect(work_dir), baseline=next(iter(checkpoints))))
+    print(table.format_table(table.collect(work_dir, first=checkpoints)))
 
 
 if __name__ == '__main__':

@@ -8,31 +8,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from sd_pretrain.cli import InputError, run_main, set_data_root, split_total_batch
+from sd_pretrain.cli import InputError, Options, run_main, set_data_root, split_total_batch
+from sd_pretrain.launch import LAUNCHERS, init_distributed, is_main_process, leave_distributed, world_size
 from transfer import mmcv_ops
 from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
-from transfer.run_record import check_lists, check_work_dir, describe, load_config, write_json
-
-
-class _Options(DictAction):
-    """mmengine's ``--cfg-options``, without a traceback for a missing ``=``."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        wrong = [value for value in values if '=' not in value]
-        if wrong:
-            raise InputError(f'--cfg-options {wrong[0]}: KEY=VALUE is needed')
-        super().__call__(parser, namespace, values, option_string)
+from transfer.run_record import check_work_dir, describe, load_config, write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,8 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--data-root', help='replaces the leading "data" of the data roots in the config')
     parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')
     parser.add_argument('--resume', action='store_true', help='go on with a broken-off run in the work dir')
-    parser.add_argument('--cfg-options', nargs='+', action=_Options, metavar='KEY=VALUE')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -96,10 +86,11 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         The content of ``result.json``.
     """
     mmcv_ops.install()
+    processes, main_process = world_size(args.launcher), is_main_process(args.launcher)
     cfg = load_config(args.config, args.cfg_options, args.amp)
-    rank = _rank_and_world(args.launcher)[0]
-    if args.amp and not torch.cuda.is_available():
-        raise InputError('--amp needs a GPU, and PyTorch sees none here; run without --amp')
+    check_amp(args.amp)
+    if args.data_root:
+        set_data_root(cfg, args.data_root)
     backbone = read_backbone(args.backbone)
     run = {'name': args.name or _name(args.work_dir), **describe(cfg, backbone, args.seed)}
     state = check_work_dir(args.work_dir, run)
@@ -107,11 +98,11 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         print(f'{args.work_dir} is finished: nothing to do')
         return json.loads((args.work_dir / 'result.json').read_text())
     # The other ranks may come here after the first has written run.json.
-    if state == 'part' and not args.resume and rank == 0:
+    if state == 'part' and not args.resume and main_process:
         raise InputError(f'{args.work_dir} holds a broken-off run; --resume goes on with it')
     put_into(cfg, backbone)
-    _localise(cfg, args)
-    if rank == 0:
+    _localise(cfg, args, processes)
+    if main_process:
         write_json(args.work_dir / 'run.json', run)
 
     runner = _ProvingRunner.from_cfg(cfg)
@@ -126,28 +117,33 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         'checkpoint': f'epoch_{runner.max_epochs}.pth',
         'seconds': hook.seconds,
     }
-    if rank == 0:
+    if main_process:
         write_json(args.work_dir / 'result.json', result)
         for path in args.work_dir.glob('epoch_*.pth'):
             if path.name != result['checkpoint']:
                 path.unlink()  # was kept for a resume only
+    leave_distributed()
     return result
 
 
-def _localise(cfg: Config, args: argparse.Namespace) -> None:
-    """Fit a config to this run: data root, work dir, seed, processes, exact metrics."""
-    if args.data_root:
-        set_data_root(cfg, args.data_root)
-    check_lists(cfg)
+def check_amp(amp: bool) -> None:
+    """Raise InputError where mixed precision is asked for and there is no GPU."""
+    if amp and not torch.cuda.is_available():
+        raise InputError('--amp needs a GPU, and PyTorch sees none here; run without --amp')
+
+
+def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
+    """Fit a config to this run: work dir, seed, processes, exact metrics."""
     cfg.work_dir = str(args.work_dir)
     latest = _latest_checkpoint(args.work_dir) if args.resume else None
     if latest is not None:
         cfg.resume, cfg.load_from = True, str(latest)
     cfg.launcher = args.launcher
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
-    split_total_batch(cfg, _rank_and_world(args.launcher)[1])
-    if args.launcher == 'pytorch' and not torch.cuda.is_available():
-        _join_cpu_group(cfg)
+    split_total_batch(cfg, processes)
+    init_distributed(args.launcher, cfg)
+    if not torch.cuda.is_available():
+        _plain_bn(cfg.model)
     from transfer.metrics import use_exact_metrics
 
     cfg.val_evaluator = use_exact_metrics(cfg.val_evaluator)
@@ -163,34 +159,15 @@ def _latest_checkpoint(work_dir: Path) -> Path | None:
     return path
 
 
-def _rank_and_world(launcher: str) -> tuple[int, int]:
-    names = {'pytorch': ('RANK', 'WORLD_SIZE'), 'slurm': ('SLURM_PROCID', 'SLURM_NTASKS')}.get(launcher)
-    if names is None:
-        return 0, 1
-    if not all(name in os.environ for name in names):
-        raise InputError(f'--launcher {launcher}, but {" and ".join(names)} are not set: start through it')
-    return int(os.environ[names[0]]), int(os.environ[names[1]])
-
-
-def _join_cpu_group(cfg: Config) -> None:
-    """Join a gloo group: mmengine would select a GPU, hand its id to DDP, and SyncBN exists on GPUs only."""
-    torch.distributed.init_process_group('gloo')
-    cfg.model_wrapper_cfg = {
-        'type': 'MMDistributedDataParallel',
-        'broadcast_buffers': False,
-        'device_ids': None,
-    }
-
-    def plain_bn(part: Any) -> None:
-        if isinstance(part, dict):
-            if part.get('type') == 'SyncBN':
-                part['type'] = 'BN'
-            part = list(part.values())
-        if isinstance(part, list | tuple):
-            for value in part:
-                plain_bn(value)
-
-    plain_bn(cfg.model)
+def _plain_bn(part: Any) -> None:
+    """Make every SyncBN of a model's config a BN, in place: on a CPU there is no other."""
+    if isinstance(part, dict):
+        if part.get('type') == 'SyncBN':
+            part['type'] = 'BN'
+        part = list(part.values())
+    if isinstance(part, list | tuple):
+        for value in part:
+            _plain_bn(value)
 
 
 def _summary(task: str, metrics: dict[str, float], evaluators: list[Any]) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from transfer.backbone import Backbone, config_arch
 
 SCHEMA = 1
 # With any of these different it is another run; the second of each pair is what to call it in a message.
-_IDENTITY = (('config_sha256', 'config'), ('sha256', 'backbone'), ('seed', 'seed'))
+_IDENTITY = (
+    ('config_sha256', 'config'),
+    ('lists_sha256', 'image lists'),
+    ('sha256', 'backbone'),
+    ('seed', 'seed'),
+)
 
 
 def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = False) -> Config:
@@ -41,13 +46,40 @@ def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = F
 
 
 def config_sha256(cfg: Config) -> str:
-    """Hash what :func:`load_config` returns; the file's name and format do not count."""
-    content = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
+    """Hash what :func:`load_config` returns; the file's name and format and the data's place do not count."""
+
+    def placeless(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: placeless(value) for key, value in part.items() if key != 'data_root'}
+        return [placeless(value) for value in part] if isinstance(part, list | tuple) else part
+
+    content = json.dumps(placeless(cfg.to_dict()), sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def lists_sha256(cfg: Config) -> str:
+    """Hash the image lists of a config, its data root set: the data, wherever it is.
+
+    Raises:
+        InputError: a list is not there.
+    """
+    found = hashlib.sha256()
+    for dataset in voc_datasets(cfg):
+        path = Path(dataset.data_root) / dataset.ann_file
+        if not path.is_file():
+            raise InputError(f'no {path}: put the data there, or say with --data-root where "data" is')
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
+
+
 def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
-    """Return what identifies a run, the part of ``result.json`` that is known before it starts."""
+    """Return what identifies a run, the part of ``result.json`` that is known before it starts.
+
+    The data root of ``cfg`` is set, and nothing else of it has been changed since it was loaded.
+
+    Raises:
+        InputError: an image list is not there.
+    """
     return {
         'schema': SCHEMA,
         'task': cfg.task,
@@ -55,6 +87,7 @@ def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
         'seed': seed,
         'config': _relative(cfg.filename),
         'config_sha256': config_sha256(cfg),
+        'lists_sha256': lists_sha256(cfg),
         'arch': config_arch(cfg),
         'backbone': backbone.path if backbone.arch is None else _relative(backbone.path),
         'sha256': backbone.sha256,
@@ -91,7 +124,8 @@ def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
 
 
 def _short(run: dict[str, Any], key: str, what: str) -> str:
-    return f'{run.get(what)} ({str(run.get(key))[:8]})' if key != what else str(run.get(key))
+    short = str(run.get(key))[:8]
+    return f'{run[what]} ({short})' if what in run and what != key else short
 
 
 def voc_datasets(cfg: Config) -> list[dict]:
@@ -104,14 +138,6 @@ def voc_datasets(cfg: Config) -> list[dict]:
         if not inner:
             found.append(one)
     return found
-
-
-def check_lists(cfg: Config) -> None:
-    """Raise InputError unless the image lists of a config are there."""
-    for dataset in voc_datasets(cfg):
-        path = Path(dataset.data_root) / dataset.ann_file
-        if not path.is_file():
-            raise InputError(f'no {path}: put the data there, or say with --data-root where "data" is')
 
 
 def _relative(path: str) -> str:

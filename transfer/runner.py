@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
-from transfer import check_data, finetune, jobs
+from sd_pretrain.jobs import Job, run_jobs
+from sd_pretrain.launch import check_gpus
+from transfer import check_data, finetune
 from transfer.backbone import RANDOM, put_into, read_backbone
 from transfer.checkpoint_io import is_published, load_checkpoint, read_meta, sha256_of
 from transfer.convert import convert
@@ -145,23 +147,6 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return values
 
 
-def check_gpus(gpus: int, parallel: int, amp: bool = False) -> None:
-    """Raise InputError unless the machine has the GPUs for ``parallel`` runs, or none and runs on its CPU.
-
-    Mixed precision (``amp``) needs a GPU in any case.
-    """
-    found = torch.cuda.device_count()
-    if gpus < 1 or parallel < 1:
-        raise InputError(f'--gpus {gpus} --parallel {parallel}: at least 1 of each')
-    if gpus > max(found, 1) or (found and gpus * parallel > found):
-        raise InputError(
-            f'--gpus {gpus} --parallel {parallel} needs {gpus * parallel} GPUs, PyTorch sees {found} here: '
-            + ('ask for fewer' if found else 'leave --gpus out to run on the CPU')
-        )
-    if amp and not found:
-        raise InputError('--amp needs a GPU, and PyTorch sees none here; run without --amp')
-
-
 def backbone_file(name: str, source: str, folder: Path) -> str:
     """Return the backbone file of a checkpoint: itself, or what it was or is converted to in ``folder``.
 
@@ -207,9 +192,6 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
         arguments = _arguments(config, name, files[name], options)
         parsed = finetune.parse_args([*arguments, '--work-dir', '.'])
         cfg = load_config(config, parsed.cfg_options, options.amp)
-        identities = {seed: {'name': name, **describe(cfg, backbone, seed)} for seed in options.seeds}
-        put_into(cfg, backbone)
-        split_total_batch(cfg, options.gpus)
         set_data_root(cfg, parsed.data_root or 'data')
         lists: dict[str, list[str]] = {}
         for dataset in voc_datasets(cfg):
@@ -219,6 +201,10 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
             if key not in checked:
                 task.check(root, lists=key[1:])
                 checked.add(key)
+        identities = {seed: {'name': name, **describe(cfg, backbone, seed)} for seed in options.seeds}
+        # Both raise where the config does not fit.
+        put_into(cfg, backbone)
+        split_total_batch(cfg, options.gpus)
         for seed, identity in identities.items():
             work_dir = folder / name / f'seed{seed}'
             own = [*arguments, '--seed', str(seed), '--work-dir', str(work_dir), '--resume']
@@ -243,10 +229,11 @@ def run_transfer(
 
     Raises:
         InputError: anything the user can mend; found before the first run starts, as far as that is possible.
-        RuntimeError: a run failed; carries the end of its log.
+        RunFailedError: a run failed; carries the end of its log.
     """
     found = find_task(task, dataset)
-    check_gpus(options.gpus, options.parallel, options.amp)
+    check_gpus(options.gpus, options.parallel)
+    finetune.check_amp(options.amp)
     if options.demo and options.data_root is None:
         from transfer import emoji_world
 
@@ -301,14 +288,14 @@ def _run_all(title: str, runs: list[Run], options: Options) -> None:
     for start in range(0, len(runs), wave):
         part = runs[start : start + wave]
         found = [_job(run, place, on_gpus, options) for place, run in enumerate(part)]
-        jobs.run_jobs(title if start == 0 else 'the next of them', found, options.parallel)
+        run_jobs(title if start == 0 else 'the next of them', found, options.parallel)
 
 
-def _job(run: Run, place: int, on_gpus: bool, options: Options) -> jobs.Job:
+def _job(run: Run, place: int, on_gpus: bool, options: Options) -> Job:
     module = ['-m', 'transfer.finetune', *run.arguments]
     if options.gpus > 1:
         spread = ['--standalone', f'--nproc_per_node={options.gpus}']
-        module = ['-m', 'torch.distributed.run', *spread, *module]
+        module = ['-m', 'sd_pretrain.torchrun', *spread, *module]
     env = {}
     if on_gpus:
         visible = os.environ.get('CUDA_VISIBLE_DEVICES')
@@ -316,6 +303,4 @@ def _job(run: Run, place: int, on_gpus: bool, options: Options) -> jobs.Job:
         env['CUDA_VISIBLE_DEVICES'] = ','.join(ids[place * options.gpus : (place + 1) * options.gpus])
     elif 'OMP_NUM_THREADS' not in os.environ:
         env['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // (options.parallel * options.gpus)))
-    return jobs.Job(
-        f'{run.name} seed {run.seed}', [sys.executable, *module], run.work_dir / 'stdout.log', env
-    )
+    return Job(f'{run.name} seed {run.seed}', [sys.executable, *module], run.work_dir / 'stdout.log', env)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -75,8 +75,10 @@ class Row:
         return Difference(mine - theirs, error)
 
 
-def collect(root: str | Path) -> list[dict[str, Any]]:
+def collect(root: str | Path, first: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Read every ``<task>_<dataset>/<name>/seed<k>/result.json`` under a transfer work dir.
+
+    Those of the backbones ``first`` come first, in that order.
 
     Raises:
         InputError: ``root`` is missing, or a result does not parse or lacks an entry.
@@ -98,7 +100,8 @@ def collect(root: str | Path) -> list[dict[str, Any]]:
                 f'{path} lacks {", ".join(sorted(missing))}; delete it and run tools/transfer.sh again'
             )
         results.append(result)
-    return results
+    places = {name: place for place, name in enumerate(first)}
+    return sorted(results, key=lambda one: places.get(one['name'], len(places)))
 
 
 def rows(

@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from sd_pretrain.cli import InputError, split_total_batch
-from transfer import runner
-from transfer.jobs import Job, run_jobs
+from sd_pretrain.jobs import Job, run_jobs
+from sd_pretrain.launch import check_gpus
+from transfer import finetune, runner
 from transfer.run_record import load_config, write_json
 
 TASKS = (('det', 'voc07'), ('seg', 'voc12'))
@@ -113,9 +114,10 @@ def run_table5(what: Table5) -> Path:
 
     Raises:
         InputError: anything the user can mend; data and GPUs are checked before the first training.
-        RuntimeError: a stage failed; carries the end of its log.
+        RunFailedError: a stage failed; carries the end of its log.
     """
-    runner.check_gpus(what.gpus, what.parallel, what.amp)
+    check_gpus(what.gpus, what.parallel)
+    finetune.check_amp(what.amp)
     for pair in TASKS:
         split_total_batch(load_config(what.transfer_config(pair)), what.gpus)
     stages = _Stages(what.work_dir / 'stages.json')

@@ -130,12 +130,22 @@ def test_resume_brings_the_same_teacher_back(hook, runner):
 
 
 @pytest.mark.parametrize(
-    'iteration, saved, message', [(10, None, 'has none'), (16, 10, 'has that of iteration 10')]
+    'iteration, saved, message', [(11, None, 'has none'), (16, 10, 'has that of iteration 10')]
 )
 def test_resume_without_the_teacher_that_is_due(runner, iteration, saved, message):
     teacher = saved and {'iteration': saved, 'state_dict': FrozenTeacher(runner.model.network).state_dict()}
     with pytest.raises(InputError, match=message):
         resume(runner, iteration, {TEACHER_KEY: teacher} if saved else {})
+
+
+def test_resume_right_at_a_boundary_is_taught_by_the_student_it_loads(runner):
+    """As where SD goes on with an epoch_N.pth of SE, which holds no teacher."""
+    images = torch.randn(2, 3, 32, 32)
+    hook = resume(runner, 15, {})
+    assert torch.equal(runner.model.teacher(images), runner.model.eval().network(images))
+    checkpoint = {}
+    hook.before_save_checkpoint(runner, checkpoint)
+    assert checkpoint[TEACHER_KEY]['iteration'] == 15
 
 
 @pytest.mark.parametrize('iteration', [0, 5, 20])

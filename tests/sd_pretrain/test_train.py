@@ -251,10 +251,18 @@ def test_checkpoints_that_cannot_be_used(refused, trained, tiny_config, tmp_path
 
 def test_resume_that_lacks_its_teacher(refused, trained, tiny_config, tmp_path):
     checkpoint = torch.load(trained / RESUMABLE, weights_only=False)
-    del checkpoint[TEACHER_KEY]
+    del checkpoint[TEACHER_KEY], checkpoint['meta']['run_settings']
     torch.save(checkpoint, tmp_path / 'no_teacher.pth')
-    line = refused(tiny_config, '--resume', tmp_path / 'no_teacher.pth')
-    assert 'needs the teacher of iteration 6, but the checkpoint has none' in line
+    # With this boundary the checkpoint is from within the second mini-generation.
+    ends = ['custom_hooks.0.ends=[1,3]', 'param_scheduler.0.periods=[1,2]']
+    line = refused(tiny_config, '--resume', tmp_path / 'no_teacher.pth', '--cfg-options', *ends)
+    assert 'needs the teacher of iteration 3, but the checkpoint has none' in line
+
+
+def test_resume_of_the_last_epoch_elsewhere(refused, trained, tiny_config, tmp_path):
+    line = refused(tiny_config, '--resume', trained / 'epoch_3.pth', work_dir=tmp_path / 'elsewhere')
+    assert 'nothing left to train' in line
+    assert 'has no snapshot_2.pth' in line
 
 
 def test_snapshots_cannot_be_resumed(refused, trained, tiny_config):

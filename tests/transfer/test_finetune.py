@@ -186,7 +186,7 @@ def test_two_processes_share_the_total_batch(backbone, data_root, tmp_path):
         (str(REPO / 'configs/_base_/models/faster-rcnn_r50-c4.py'), [], 'no config of a transfer task'),
         (DET, ['--cfg-options', 'foo'], 'foo: KEY=VALUE'),
         (DET, ['--data-root', '/nowhere'], 'no /nowhere/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt'),
-        (DET, ['--launcher', 'pytorch'], 'RANK and WORLD_SIZE are not set'),
+        (DET, ['--launcher', 'pytorch'], '--launcher pytorch: RANK, WORLD_SIZE, LOCAL_RANK not set'),
     ],
 )
 def test_mistakes_are_named(config, more, message, tmp_path, monkeypatch):

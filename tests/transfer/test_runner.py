@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,13 +56,16 @@ def finish(run, identity_of):
     (run.work_dir / 'result.json').write_text(json.dumps(identity_of(run)))
 
 
-def identity(config, options=None):
+def identity(config, data_root, options=None):
+    from sd_pretrain.cli import set_data_root
     from transfer.backbone import read_backbone
     from transfer.run_record import describe, load_config
 
     def of(run):
         path = run.arguments[run.arguments.index('--backbone') + 1]
-        return describe(load_config(config, options), read_backbone(path), run.seed)
+        cfg = load_config(config, options)
+        set_data_root(cfg, data_root)
+        return describe(cfg, read_backbone(path), run.seed)
 
     return of
 
@@ -80,6 +84,16 @@ def test_without_names_the_papers_two_pretrainings_are_meant(tmp_path, monkeypat
         runner.named_checkpoints([])
     Path(own['SD'], 'result.json').touch()
     assert runner.named_checkpoints([]) == own
+
+
+def test_names_after_the_options_are_not_swallowed(tmp_path):
+    tool = load_tool()
+    task = ['det', 'voc07', '--cfg-options', 'train_cfg.max_epochs=1', 'load_from=None']
+    assert tool.parse_args(task).cfg_options == ['train_cfg.max_epochs=1', 'load_from=None']
+    with pytest.raises(InputError, match='SD=b.pth stands after --cfg-options'):
+        tool.parse_args([*task, 'SD=b.pth'])
+    with pytest.raises(InputError, match='stands after --cfg-options'):
+        tool.parse_args([*task, f'SD={tmp_path}'])
 
 
 def test_seeds():
@@ -107,7 +121,7 @@ def test_plan_skips_what_is_finished_and_refuses_another_run(in_repo, files, tin
     ]  # fmt: skip
     assert runs[3].work_dir == tmp_path / 'det' / 'B' / 'seed5'
 
-    finish(runs[1], identity(DET_DEMO))
+    finish(runs[1], identity(DET_DEMO, tiny_voc))
     again = runner.plan(task, files, tmp_path / 'det', options)
     assert [run.state for run in again] == ['nothing', 'all', 'nothing', 'nothing']
 
@@ -119,6 +133,14 @@ def test_plan_skips_what_is_finished_and_refuses_another_run(in_repo, files, tin
     )
     with pytest.raises(InputError, match=r'A/seed5 holds another run: config was'):
         runner.plan(task, {'A': files['A']}, tmp_path / 'det', longer)
+
+    moved = shutil.copytree(tiny_voc, tmp_path / 'moved')
+    there = runner.Options(seeds=(5,), demo=True, data_root=str(moved))
+    assert [run.state for run in runner.plan(task, {'A': files['A']}, tmp_path / 'det', there)] == ['all']
+    images = moved / 'VOCdevkit/VOC2007/ImageSets/Main/trainval.txt'
+    images.write_text(''.join(images.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(InputError, match=r'A/seed5 holds another run: image lists was'):
+        runner.plan(task, {'A': files['A']}, tmp_path / 'det', there)
 
 
 def test_depth_of_the_checkpoint_picks_the_config(in_repo, tiny_voc, tmp_path):
@@ -163,7 +185,7 @@ def test_the_data_is_checked_before_anything_runs(in_repo, files, tiny_voc, tmp_
         (['det', 'voc07', 'A=x.pth', 'A=y.pth'], 'the name A is given twice'),
         (['det', 'voc07', 'A=missing.pth'], r'A=missing\.pth: .*does not exist'),
         (['det', 'voc07', 'A=none'], 'say --config'),
-        (['seg', 'voc12', 'A=none', '--gpus', '999'], 'needs 999 GPUs'),
+        (['seg', 'voc12', 'A=none', '--gpus', '999'], '999 GPUs asked for'),
         (['seg', 'voc12', 'A=none', '--gpus', 'many'], 'a number is needed'),
         (['seg', 'voc12', 'A=none', '--demo', '--data-root', 'nowhere'], 'nowhere/VOCdevkit/VOC2012'),
     ],

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sd_pretrain.cli import InputError
+from sd_pretrain.cli import InputError, RunFailedError
 
 _POLL_SECONDS = 0.5
 _PLAIN_EVERY_SECONDS = 20.0
@@ -172,7 +172,7 @@ def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
     Raises:
         InputError: a job exited with 2, the code for a mistake in its input; carries its ``error:`` line. Or
             another process is writing the log of one, and so works in the same folder.
-        RuntimeError: a job exited with another code than 0; carries the end of its log.
+        RunFailedError: a job exited with another code than 0; carries the end of its log.
     """
     console = Console()
     waiting, running = deque(jobs), []
@@ -229,6 +229,6 @@ def _raise_for(code: int, one: _Running) -> None:
         said = [line for line in lines if line.startswith('error: ')]
         if said:
             raise InputError(f'{one.job.name}: {said[-1].removeprefix("error: ")}')
-    raise RuntimeError(
+    raise RunFailedError(
         f'{one.job.name} ended with exit code {code}; the end of {one.job.log}:\n' + '\n'.join(lines)
     )

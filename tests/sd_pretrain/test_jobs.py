@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sd_pretrain.cli import InputError
-from transfer.jobs import Job, JobProgress, run_jobs
+from sd_pretrain.cli import InputError, RunFailedError
+from sd_pretrain.jobs import Job, JobProgress, run_jobs
 
 TRAIN_LINE = (
     '11/23 02:45:00 - mmengine - INFO - Epoch(train)  [3][10/40]  lr: 1.0000e-02  '
@@ -55,7 +55,7 @@ def test_a_failure_shows_the_log_and_stops_the_others(tmp_path):
         tmp_path, 'slow', f'import time, pathlib; time.sleep(30); pathlib.Path({str(marker)!r}).touch()'
     )
     started = time.monotonic()
-    with pytest.raises(RuntimeError, match='ValueError: broken'):
+    with pytest.raises(RunFailedError, match='ValueError: broken'):
         run_jobs('two', [python_job(tmp_path, 'bad', 'raise ValueError("broken")'), slow], parallel=2)
     assert time.monotonic() - started < 30 and not marker.exists()
 
@@ -66,7 +66,7 @@ def test_no_job_outlives_its_caller(tmp_path, number):
     log = tmp_path / 'slow.log'
     job = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'
     code = (
-        'import sys; from pathlib import Path; from transfer.jobs import Job, run_jobs; '
+        'import sys; from pathlib import Path; from sd_pretrain.jobs import Job, run_jobs; '
         f'run_jobs("one", [Job("slow", [sys.executable, "-c", {job!r}], Path({str(log)!r}))])'
     )
     repo = Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ def test_no_job_outlives_its_caller(tmp_path, number):
 
 def test_two_callers_do_not_write_into_one_work_dir(tmp_path):
     job = python_job(tmp_path, 'BL', 'import time; print("first", flush=True); time.sleep(60)')
-    from transfer.jobs import _Running
+    from sd_pretrain.jobs import _Running
 
     first = _Running(job)
     try:
