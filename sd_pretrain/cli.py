@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mmengine.config import Config, DictAction
 
 # What gloo says when the process at the other end is gone.
 _LOST_PEER = re.compile(r'Connection (closed|reset) by peer|Broken pipe|Connection refused')
+_PATIENCE_SECONDS = 20.0
 
 
 class InputError(Exception):
@@ -41,8 +43,8 @@ class Options(DictAction):
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a tool's ``main`` and exit; an :class:`InputError` prints one line and exits with 2, Ctrl-C 130.
 
-    In a distributed run this is said by the process that found the mistake; one that merely lost its
-    connection to it says so in a line and exits with 1.
+    In a distributed run this is said by the process that found the mistake. The others lose their connection
+    to it and wait for the launcher to stop them, so that the first to end is the one that knows why.
     """
     try:
         sys.exit(main() or 0)
@@ -55,6 +57,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except RuntimeError as error:
         if not _LOST_PEER.search(str(error)):
             raise
+        time.sleep(_PATIENCE_SECONDS)
         print('another process of this run has ended; this one stops too', file=sys.stderr, flush=True)
         os._exit(1)  # the process group cannot be left in order any more
     except KeyboardInterrupt:

@@ -221,6 +221,13 @@ def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
             one.kill_after(max(0.0, deadline - time.monotonic()))
 
 
+def threads(processes: int) -> dict[str, str]:
+    """The environment that shares this machine's cores among ``processes``, unless the user has set it."""
+    if 'OMP_NUM_THREADS' in os.environ:
+        return {}
+    return {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // processes))}
+
+
 def _raise_for(code: int, one: _Running) -> None:
     if code == 0:
         return

@@ -24,6 +24,7 @@ from sd_pretrain.launch import cpu_share, init_distributed, is_main_process, lea
 from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
 from sd_pretrain.schedule import check_ends, check_periods, teacher_iteration
 from sd_pretrain.snapshot_hook import TEACHER_KEY, check_loss_args, check_teacher
+from sd_pretrain.stop_hook import StopAfterHook
 
 # Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
 CHECKED = 'SD_PRETRAIN_CHECKED'
@@ -203,6 +204,20 @@ def set_resume(cfg: Config, resume: str | None, processes: int) -> None:
     cfg.load_from = resume
 
 
+def check_stop(cfg: Config, stop_after: int | None) -> None:
+    """Check that a run can be resumed from where it is to stop.
+
+    Raises:
+        InputError: no checkpoint is written after that epoch.
+    """
+    interval = cfg.default_hooks.checkpoint.get('interval', 1)
+    if stop_after is not None and (stop_after < 1 or stop_after % interval):
+        raise InputError(
+            f'--stop-after {stop_after}: a checkpoint is there after every {interval} epochs, '
+            f'so it must be a multiple of {interval}'
+        )
+
+
 def describe(result: dict[str, Any], work_dir: str | Path) -> str:
     """One phrase on a finished run."""
     accuracy = f'top-1 {100 * result["top1"]:.2f}%, top-5 {100 * result["top5"]:.2f}%'
@@ -227,6 +242,7 @@ def train(
     resume: str | None = None,
     amp: bool = False,
     launcher: str = 'none',
+    stop_after: int | None = None,
     check_only: bool = False,
     processes: int | None = None,
 ) -> Outcome:
@@ -240,6 +256,7 @@ def train(
         resume: ``None``, ``'auto'`` or the path of an ``epoch_N.pth``.
         amp: train under bfloat16 autocast.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        stop_after: stop, resumable, once this many epochs are done.
         check_only: check config and data, then stop.
         processes: with ``check_only``, the number of processes that will train.
 
@@ -258,6 +275,7 @@ def train(
     fit_machine(cfg, processes)
     check_network(cfg.model.network)
     generations = len(mini_generations(cfg)['ends'])
+    check_stop(cfg, stop_after)
     counts = {} if os.environ.get(CHECKED) else check_data(cfg)
     set_resume(cfg, resume, processes)
     if check_only:
@@ -268,8 +286,15 @@ def train(
     record = RunRecordHook()
     runner.register_hook(record)
     runner.register_hook(ExactResumeHook(run_settings(cfg, processes)))
+    if stop_after is not None:
+        runner.register_hook(StopAfterHook(stop_after))
     with readable_worker_errors():
         runner.train()
+        if runner.epoch < runner.max_epochs:
+            leave_distributed()
+            return Outcome(
+                None, f'Stopped after epoch {runner.epoch} of {runner.max_epochs}; --resume goes on.'
+            )
         if record.metrics_epoch != runner.max_epochs:
             # Resumed after the last epoch, but before its validation was recorded.
             runner.val_loop.run()

@@ -35,6 +35,7 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='override settings of the config',
     )
+    parser.add_argument('--stop-after', type=int, metavar='EPOCH', help='stop there; --resume goes on')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes are started')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--check', action='store_true', help='check config, data and GPUs, and stop')
@@ -71,6 +72,7 @@ def main() -> int:
         resume=args.resume,
         amp=args.amp,
         launcher=args.launcher,
+        stop_after=args.stop_after,
         check_only=args.check,
         processes=args.processes or args.gpus,
     )

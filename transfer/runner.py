@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
-from sd_pretrain.jobs import Job, run_jobs
+from sd_pretrain.jobs import Job, run_jobs, threads
 from sd_pretrain.launch import check_gpus
 from transfer import check_data, finetune
 from transfer.backbone import RANDOM, put_into, read_backbone
@@ -296,11 +296,9 @@ def _job(run: Run, place: int, on_gpus: bool, options: Options) -> Job:
     if options.gpus > 1:
         spread = ['--standalone', f'--nproc_per_node={options.gpus}']
         module = ['-m', 'sd_pretrain.torchrun', *spread, *module]
-    env = {}
+    env = threads(options.parallel * options.gpus)
     if on_gpus:
         visible = os.environ.get('CUDA_VISIBLE_DEVICES')
         ids = visible.split(',') if visible else [str(index) for index in range(torch.cuda.device_count())]
         env['CUDA_VISIBLE_DEVICES'] = ','.join(ids[place * options.gpus : (place + 1) * options.gpus])
-    elif 'OMP_NUM_THREADS' not in os.environ:
-        env['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // (options.parallel * options.gpus)))
     return Job(f'{run.name} seed {run.seed}', [sys.executable, *module], run.work_dir / 'stdout.log', env)

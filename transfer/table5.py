@@ -7,7 +7,6 @@ long each took. Broken off and started again, it goes on where it was.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -19,14 +18,13 @@ from pathlib import Path
 import torch
 
 from sd_pretrain.cli import InputError, split_total_batch
-from sd_pretrain.jobs import Job, run_jobs
 from sd_pretrain.launch import check_gpus
+from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from transfer import finetune, runner
 from transfer.run_record import load_config, write_json
 
 TASKS = (('det', 'voc07'), ('seg', 'voc12'))
 SCRATCH = 'scratch'
-_TOOLS = Path('tools')
 
 
 @dataclass(frozen=True)
@@ -178,25 +176,14 @@ def _data(what: Table5) -> Path:
 
 
 def _pretrain(what: Table5, data_root: Path) -> None:
-    jobs = []
-    for name in ('BL', 'SD'):
-        config, work_dir = what.pretrain_config(name), what.pretrain_dir(name)
-        arguments = ['--work-dir', str(work_dir), '--data-root', str(data_root), '--resume']
-        arguments += ['--amp'] if what.amp else []
-        if what.gpus > 1:
-            argv = ['bash', str(_TOOLS / 'dist_train.sh'), str(config), str(what.gpus), *arguments]
-        else:
-            argv = [sys.executable, str(_TOOLS / 'train.py'), str(config), *arguments]
-        jobs.append(Job(name, argv, work_dir / 'stdout.log', _threads(what)))
+    runs = [
+        Pretraining(name, str(what.pretrain_config(name)), what.pretrain_dir(name)) for name in ('BL', 'SD')
+    ]
     # On GPUs one after the other, each with all of them; on the CPU side by side.
-    on_gpus = torch.cuda.device_count() > 0
-    run_jobs('pretrain BL and SD', jobs, 1 if on_gpus else what.parallel)
-
-
-def _threads(what: Table5) -> dict[str, str]:
-    if 'OMP_NUM_THREADS' in os.environ:
-        return {}
-    return {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // (what.parallel * what.gpus)))}
+    parallel = 1 if torch.cuda.device_count() > 0 else what.parallel
+    run_pretrainings(
+        'pretrain BL and SD', runs, data_root=data_root, gpus=what.gpus, parallel=parallel, amp=what.amp
+    )
 
 
 @contextmanager

@@ -124,6 +124,17 @@ def test_mistakes_are_one_line_before_any_process_starts(tmp_path, tiny_config):
     assert 'usage' in done.stderr
 
 
+def test_a_mistake_found_while_training_is_one_line_and_exit_code_2(tmp_path, tiny_config, image_folder):
+    root = shutil.copytree(image_folder, tmp_path / 'data')
+    damaged = root / 'ILSVRC2012' / 'train' / 'n00000001' / '3.JPEG'
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    done = dist_train(tiny_config, 2, '--data-root', root, '--work-dir', tmp_path / 'work')
+    assert done.returncode == 2, done.stderr[-2000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 1 and str(damaged) in errors[0]
+    assert 'Traceback' not in done.stderr
+
+
 @pytest.mark.parametrize(
     'environment, message',
     [

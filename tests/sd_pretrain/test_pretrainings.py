@@ -1,0 +1,87 @@
+"""Several pretrainings as jobs: stopped, forked, resumed."""
+
+import json
+
+import pytest
+import torch
+
+from sd_pretrain.cli import InputError
+from sd_pretrain.pretrainings import Pretraining, fork, run_pretrainings
+
+SE = ('custom_hooks.0.distill=False',)
+
+
+@pytest.fixture(scope='module')
+def forked(tiny_config, image_folder, tmp_path_factory):
+    """SD unbroken, and SE and SD forked from one first mini-generation that was trained as SE."""
+    folder = tmp_path_factory.mktemp('forked')
+    # Sums are split by threads: with another number of them the last bits differ.
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    config = str(tiny_config)
+    first = Pretraining('first', config, folder / 'first', SE, stop_after=2)
+    run_pretrainings('first', [first, Pretraining('whole', config, folder / 'whole')], data_root=image_folder)
+    forks = [
+        Pretraining('SE', config, folder / 'se', SE, fork_of=first.work_dir),
+        Pretraining('SD', config, folder / 'sd', fork_of=first.work_dir),
+    ]
+    run_pretrainings('forks', forks, data_root=image_folder, parallel=2)
+    monkeypatch.undo()
+    return folder, forks
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def same(first, second):
+    return all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_stopped_run_is_unfinished_and_has_its_snapshot(forked):
+    first = forked[0] / 'first'
+    assert not (first / 'result.json').exists()
+    assert (first / 'epoch_2.pth').exists() and not (first / 'epoch_3.pth').exists()
+    assert 'Stopped after epoch 2 of 3;' in (first / 'stdout.log').read_text()
+
+
+def test_forked_sd_equals_the_unbroken_one_bit_for_bit(forked):
+    folder = forked[0]
+    for name in ('snapshot_1.pth', 'snapshot_2.pth'):
+        assert same(weights(folder / 'whole' / name), weights(folder / 'sd' / name)), name
+    assert json.loads((folder / 'sd' / 'result.json').read_text())['checkpoint'] == 'snapshot_2.pth'
+
+
+def test_se_shares_the_first_mini_generation_and_not_the_second(forked):
+    folder = forked[0]
+    assert same(weights(folder / 'sd' / 'snapshot_1.pth'), weights(folder / 'se' / 'snapshot_1.pth'))
+    assert not same(weights(folder / 'sd' / 'snapshot_2.pth'), weights(folder / 'se' / 'snapshot_2.pth'))
+
+
+def test_the_log_of_a_fork_is_that_of_the_whole_run(forked):
+    lines = [
+        json.loads(line)
+        for path in sorted((forked[0] / 'sd').glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
+    assert [line['step'] for line in lines if 'accuracy/top1' in line] == [1, 2, 3]
+
+
+def test_finished_runs_are_left_alone(forked, image_folder):
+    folder, forks = forked
+    before = (folder / 'sd' / 'snapshot_2.pth').stat().st_mtime_ns
+    run_pretrainings('again', forks, data_root=image_folder, parallel=2)
+    assert (folder / 'sd' / 'snapshot_2.pth').stat().st_mtime_ns == before
+    assert 'Finished already' in (folder / 'sd' / 'stdout.log').read_text()
+
+
+def test_a_fork_needs_something_to_begin_with(tmp_path):
+    with pytest.raises(InputError, match='holds no run to fork'):
+        fork(tmp_path, tmp_path / 'new')
+
+
+def test_stop_where_no_checkpoint_is_written(tiny_config, image_folder, tmp_path):
+    options = ('default_hooks.checkpoint.interval=2',)
+    run = Pretraining('odd', str(tiny_config), tmp_path / 'work', options, stop_after=1)
+    with pytest.raises(InputError, match='--stop-after 1: .* a multiple of 2'):
+        run_pretrainings('odd', [run], data_root=image_folder)
