@@ -66,6 +66,8 @@ def test_no_job_outlives_its_caller(tmp_path, number):
     log = tmp_path / 'slow.log'
     job = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'
     code = (
+        # In a suite that runs in the background the signal is ignored, and its children inherit that.
+        'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '
         'import sys; from pathlib import Path; from sd_pretrain.jobs import Job, run_jobs; '
         f'run_jobs("one", [Job("slow", [sys.executable, "-c", {job!r}], Path({str(log)!r}))])'
     )
