@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +112,9 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     runner.backbone = backbone
     hook = _ResultHook()
     runner.register_hook(hook)
-    runner.train()
-    metrics = hook.metrics if hook.metrics is not None else runner.val()
+    with _readable_image_errors():
+        runner.train()
+        metrics = hook.metrics if hook.metrics is not None else runner.val()
     result = {
         **run,
         **_summary(cfg.task, metrics, runner.val_evaluator.metrics),
@@ -124,6 +128,18 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
                 path.unlink()  # was kept for a resume only
     leave_distributed()
     return result
+
+
+@contextmanager
+def _readable_image_errors() -> Iterator[None]:
+    """Say which image is damaged, instead of mmcv's AssertionError out of a loader worker."""
+    try:
+        yield
+    except AssertionError as error:
+        image = re.search(r'failed to load image: (.+)', str(error))
+        if image is None:
+            raise
+        raise InputError(f'cannot read image {image[1]}; unpack it again from its archive') from error
 
 
 def check_amp(amp: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,15 @@ def test_segmentation_from_random_weights(data_root, tmp_path):
         sum(result['per_class'].values()) / len(result['per_class'])
     )
     assert 'background' in result['per_class'] and 0 < result['metrics']['mIoU'] <= 1
+
+
+def test_an_image_that_breaks_off_names_itself(data_root, tmp_path):
+    root = shutil.copytree(data_root, tmp_path / 'data')
+    image = next((root / 'VOCdevkit/VOC2007/JPEGImages').iterdir())
+    # The header is whole, so that no check before the training can know.
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    with pytest.raises(InputError, match=f'cannot read image {image}; unpack'):
+        finetune.finetune(arguments(DET, 'none', tmp_path / 'work', root))
 
 
 def test_two_processes_share_the_total_batch(backbone, data_root, tmp_path):
