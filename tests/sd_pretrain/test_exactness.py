@@ -203,9 +203,11 @@ def test_a_fork_of_the_first_mini_generation_equals_a_run_of_its_own(
     assert 'distill was False, now True' in capfd.readouterr().err
 
 
-# Each process trains SD unbroken and then from each checkpoint, and keeps what it holds at the end of a run.
+# Each process trains every algorithm unbroken and then from each checkpoint, and keeps what it holds at
+# the end of every epoch.
 TWO_RANKS = """
-import os, sys
+import itertools, os, sys
+from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
@@ -236,45 +238,46 @@ class Spy(Hook):
 # One process group for all runs: a second one in the same processes hangs.
 torch.distributed.init_process_group('gloo')
 torch.distributed.init_process_group = torch.distributed.destroy_process_group = lambda *args: None
-config, data_root, folder = sys.argv[1:]
-for amp, stops in ((False, (0, 1, 2, 3)), (True, (0, 2))):
-    for stop in stops:
-        for shared in (MMLogger, MessageHub, Visualizer, DefaultScope):
-            shared._instance_dict.clear()
-        work_dir = f'{folder}/amp{amp:d}_{stop}'
-        resume = f'{folder}/amp{amp:d}_0/epoch_{stop}.pth' if stop else None
-        workers = {'train_dataloader.num_workers': 1, 'train_dataloader.persistent_workers': True}
-        options = workers if stop == 2 else {}
-        train(config, work_dir=work_dir, data_root=data_root, resume=resume, amp=amp, options=options,
-              launcher='pytorch')
+data_root, folder, *configs = sys.argv[1:]
+for config, amp, stop in itertools.product(configs, (False, True), (0, 1, 2, 3)):
+    for shared in (MMLogger, MessageHub, Visualizer, DefaultScope):
+        shared._instance_dict.clear()
+    algorithm = Path(config).stem
+    work_dir = f'{folder}/{algorithm}_amp{amp:d}_{stop}'
+    resume = f'{folder}/{algorithm}_amp{amp:d}_0/epoch_{stop}.pth' if stop else None
+    workers = {'train_dataloader.num_workers': 1, 'train_dataloader.persistent_workers': True}
+    options = workers if stop == 2 else {}
+    train(config, work_dir=work_dir, data_root=data_root, resume=resume, amp=amp, options=options,
+          launcher='pytorch')
 """
 
 
 @pytest.fixture(scope='module')
 def two_ranks(configs, image_folder, tmp_path_factory):
-    """Work dirs ``amp{0,1}_{stop}`` of two gloo processes that both went through all runs."""
+    """Work dirs ``{algorithm}_amp{0,1}_{stop}`` of two gloo processes that both went through all runs."""
     folder = tmp_path_factory.mktemp('two')
     (folder / 'script.py').write_text(TWO_RANKS)
-    config = folder / 'sd_two.py'
     hook = "custom_hooks = [*_base_.custom_hooks, dict(type='Spy')]"
-    config.write_text(f"_base_ = '{configs['sd']}'\n{hook}\n")
+    spied = [folder / f'{name}.py' for name in ALGORITHMS]
+    for path in spied:
+        path.write_text(f"_base_ = '{configs[path.stem]}'\n{hook}\n")
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     done = subprocess.run(
-        [*command, folder / 'script.py', config, image_folder, folder],
+        [*command, folder / 'script.py', image_folder, folder, *spied],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
 
 
-@pytest.mark.parametrize(
-    'stop, amp', [(1, 0), (2, 0), (3, 0), (2, 1)], ids=['before', 'at', 'after', 'at, bf16']
-)
-def test_two_processes_resume_exactly(two_ranks, stop, amp):
-    unbroken, resumed = two_ranks / f'amp{amp}_0', two_ranks / f'amp{amp}_{stop}'
+@pytest.mark.parametrize('amp', [0, 1], ids=['fp32', 'bf16'])
+@pytest.mark.parametrize('stop', [1, 2, 3], ids=['before', 'at', 'after'])
+@pytest.mark.parametrize('algorithm', ALGORITHMS)
+def test_two_processes_resume_exactly(two_ranks, algorithm, stop, amp):
+    unbroken, resumed = (two_ranks / f'{algorithm}_amp{amp}_{start}' for start in (0, stop))
     assert_same_run(unbroken, resumed, stop)
     for rank in (0, 1):
         for epoch in range(stop + 1, 5):
@@ -285,7 +288,7 @@ def test_two_processes_resume_exactly(two_ranks, stop, amp):
 @pytest.mark.parametrize('stop', [0, 1, 2, 3])
 def test_two_processes_hold_the_same_student_and_teacher(two_ranks, stop):
     """After each epoch end, thus after each snapshot, and as soon as a resume begins."""
-    work_dir = two_ranks / f'amp0_{stop}'
+    work_dir = two_ranks / f'sd_amp0_{stop}'
     names = [*(['start'] if stop else []), *range(stop + 1, 5)]
     taught = []
     for name in names:
@@ -297,5 +300,5 @@ def test_two_processes_hold_the_same_student_and_teacher(two_ranks, stop):
 
 def test_two_processes_differ_from_one(two_ranks, trained):
     """Each has images and randomness of its own: nothing above holds merely because all is constant."""
-    one, two = (logged(path)[0]['loss_ce'] for path in (trained('sd'), two_ranks / 'amp0_0'))
+    one, two = (logged(path)[0]['loss_ce'] for path in (trained('sd'), two_ranks / 'sd_amp0_0'))
     assert one != two

@@ -190,7 +190,13 @@ def test_tool_lists_the_problems_of_all_sets_and_exits_with_2(tiny_voc):
 def test_tool_refuses_an_unknown_set():
     result = _run_tool('voc99')
     assert result.returncode == 2
-    assert result.stderr == "error: unknown data set 'voc99'; there are imagenet, voc07, voc12\n"
+    assert result.stderr == "error: unknown data set 'voc99'; there are imagenet, voc07, voc12, cifar100\n"
+
+
+def test_tool_checks_cifar100_where_it_is_asked_to(tmp_path):
+    result = _run_tool('cifar100', '--data-root', tmp_path)
+    assert result.returncode == 2
+    assert f'no data root {tmp_path / "cifar-100-python"}' in result.stdout
 
 
 def test_real_photos_pass(real_data):
