@@ -15,6 +15,7 @@ from sd_pretrain.experiments import Algorithm
 
 SCHEMA = 1
 NONE = '—'
+_NAMES = 2  # columns of text, the backbone and the algorithm; the others are numbers
 NOTE = (
     'Errors in percent; in brackets the paper\'s, one run each. "vs. BL": the last error minus that of BL, '
     'over the seeds that both have.'
@@ -177,7 +178,7 @@ def markdown(layout: Layout, table: Mapping[str, Any], notes: Sequence[str] = ()
         shown = 'N/A' if temperature is None else f'{temperature:g}'
         body.append([row['backbone'], row['algorithm'], shown, *cells, _difference(row['minus_bl'])])
     widths = [max(map(len, cells)) for cells in zip(head, *body, strict=True)]
-    lines = [_line(head, widths), _line(['-' * (w - 1) + ':' for w in widths], widths)]
+    lines = [_line(head, widths), _line(_ruler(widths), widths)]
     lines += [_line(cells, widths) for cells in body]
     several = any(value['sd'] is not None for row in table['rows'] for value in row['values'].values())
     single = any((row['minus_bl'] or {'seeds': 2})['seeds'] == 1 for row in table['rows'])
@@ -186,7 +187,13 @@ def markdown(layout: Layout, table: Mapping[str, Any], notes: Sequence[str] = ()
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return '| ' + ' | '.join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) + ' |'
+    names, numbers = zip(cells[:_NAMES], widths, strict=False), zip(cells[_NAMES:], widths[_NAMES:], strict=True)
+    aligned = [*(cell.ljust(width) for cell, width in names), *(cell.rjust(width) for cell, width in numbers)]
+    return f'| {" | ".join(aligned)} |'
+
+
+def _ruler(widths: Sequence[int]) -> list[str]:
+    return ['-' * width if place < _NAMES else '-' * (width - 1) + ':' for place, width in enumerate(widths)]
 
 
 def _cell(value: Mapping[str, Any]) -> str:

@@ -86,7 +86,7 @@ def collect(
             for path in experiments.work_dir.glob(f'{net}/seed*/{algorithm.key}/result.json'):
                 seed = int(path.parts[-3].removeprefix('seed'))
                 result = experiments.finished(net, algorithm, seed)
-                say(f'{net} {algorithm.label} seed {seed}')
+                say(f'errors of {net} {algorithm.label}, seed {seed}')
                 cfg = experiments.load(net, algorithm, seed)
                 of_seed[seed] = run_errors(cfg, algorithm.temperature) | {'seconds': result['seconds']}
             found[net, algorithm.key] = dict(sorted(of_seed.items()))
