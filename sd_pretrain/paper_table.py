@@ -187,7 +187,10 @@ def markdown(layout: Layout, table: Mapping[str, Any], notes: Sequence[str] = ()
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    names, numbers = zip(cells[:_NAMES], widths, strict=False), zip(cells[_NAMES:], widths[_NAMES:], strict=True)
+    names, numbers = (
+        zip(cells[:_NAMES], widths, strict=False),
+        zip(cells[_NAMES:], widths[_NAMES:], strict=True),
+    )
     aligned = [*(cell.ljust(width) for cell, width in names), *(cell.rjust(width) for cell, width in numbers)]
     return f'| {" | ".join(aligned)} |'
 

@@ -57,7 +57,7 @@ DEMO_OPTIONS = (
     'test_dataloader.dataset.size=32',
     'test_dataloader.dataset.resize=36',
     'test_dataloader.dataset.subset=200',
-    'optim_wrapper.optimizer.lr=0.05',
+    'optim_wrapper.optimizer.lr=0.01',
     'default_hooks.logger.interval=1',
     # Half a gigabyte each.
     'default_hooks.checkpoint.interval=2',
