@@ -46,7 +46,9 @@ def make_table(
             f'no backbone {", ".join(unknown) or "given"} in Table {layout.number}: '
             f'--nets takes {",".join(layout.nets)}'
         )
-    check_gpus(experiments.gpus)
+    # Runs on one GPU each may share it.
+    shared = experiments.gpus == 1 and experiments.parallel >= 1
+    check_gpus(experiments.gpus, 1 if shared else experiments.parallel)
     claim(experiments, counts)
     for net in nets:
         run_experiments(experiments, net)

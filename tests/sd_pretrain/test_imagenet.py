@@ -37,6 +37,15 @@ def test_training_crops_differ_and_testing_takes_the_centre(root):
     assert torch.equal(val[0]['inputs'], image[:, 4:36, 7:39])
 
 
+def test_subset_takes_the_first_of_each_class(root):
+    whole, part = (ImageNetFolder(str(root), 'val', 32, 36, subset=count) for count in (None, 5))
+    assert [part[index]['labels'] for index in range(len(part))] == [0, 0, 1, 2, 3]
+    for index, same in enumerate((0, 1, 2, 4, 6)):
+        assert torch.equal(part[index]['inputs'], whole[same]['inputs'])
+    with pytest.raises(InputError, match='subset=9 of the 8 val images in .*ILSVRC2012'):
+        ImageNetFolder(str(root), 'val', subset=9)
+
+
 def test_missing_root(tmp_path):
     with pytest.raises(InputError, match=r'no data root .*nothing.*--data-root'):
         check_imagenet(tmp_path / 'nothing')

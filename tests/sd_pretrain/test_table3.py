@@ -133,6 +133,8 @@ def test_mistakes_in_one_line(made, data, tmp_path):
         run_table3(tmp_path, data, ['resnet20', 'resnet21'], quick=True)
     with pytest.raises(InputError, match='no backbone given'):
         run_table3(tmp_path, data, [], quick=True)
+    with pytest.raises(InputError, match='at least 1 GPU and 1 run at a time, found 1 and -1'):
+        run_table3(tmp_path, data, ['resnet20'], quick=True, parallel=-1)
     with pytest.raises(InputError, match='not the full CIFAR-100'):
         run_table3(tmp_path, data, ['resnet20'])
     with pytest.raises(InputError, match='holds other runs: options was .*take another --work-dir'):
