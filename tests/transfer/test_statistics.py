@@ -1,0 +1,120 @@
+"""Intervals, power and verdicts: against SciPy's own tests, textbook values and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from transfer.statistics import Interval, combined, holm, power, runs_needed, seed_difference, verdict
+
+
+def runs(*values, first=0):
+    return {first + seed: value for seed, value in enumerate(values)}
+
+
+def test_other_seeds_give_welchs_interval():
+    ours, theirs = runs(0.72, 0.75, 0.74), runs(0.70, 0.71, 0.69, 0.705, first=10)
+    found = seed_difference(ours, theirs)
+    reference = stats.ttest_ind(list(ours.values()), list(theirs.values()), equal_var=False)
+    interval = reference.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx(tuple(interval))
+    assert found.p == pytest.approx(reference.pvalue)
+    assert not found.paired and found.runs == (3, 4)
+
+
+def test_the_same_seeds_are_paired():
+    ours, theirs = runs(0.72, 0.75, 0.74), runs(0.70, 0.74, 0.71)
+    found = seed_difference(ours, theirs)
+    reference = stats.ttest_rel(list(ours.values()), list(theirs.values()))
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    assert found.p == pytest.approx(reference.pvalue)
+    assert found.paired
+    shuffled = {seed: theirs[seed] for seed in (2, 0, 1)}
+    assert seed_difference(ours, shuffled) == found, 'seeds belong together, whatever their order'
+
+
+def test_a_single_run_has_no_interval():
+    assert seed_difference(runs(0.7), runs(0.6, 0.7)) is None
+
+
+def test_images_add_their_variance_and_soften_the_small_sample():
+    seeds = seed_difference(runs(0.72, 0.75, 0.74), runs(0.70, 0.74, 0.71))
+    both = combined(seeds, 0.02)
+    assert both.error == pytest.approx(math.hypot(seeds.error, 0.02))
+    assert both.df == pytest.approx(both.error**4 / (seeds.error**4 / seeds.df))
+    assert combined(seeds, 0.0) == seeds
+
+
+def test_runs_without_any_scatter():
+    same = seed_difference(runs(0.5, 0.5), runs(0.5, 0.5))
+    assert (same.p, same.low, same.high) == (1.0, 0.5 - 0.5, 0.0)
+    apart = seed_difference(runs(0.6, 0.6), runs(0.5, 0.5))
+    assert apart.p == 0.0 and power(0.1, apart, 2) == 1.0
+    assert runs_needed(0.1, apart) == 2
+
+
+@pytest.mark.parametrize('paired', [False, True])
+def test_power_is_how_often_simulated_runs_find_the_difference(paired):
+    rng = np.random.default_rng(0)
+    number, scatter, true = 6, 0.005, 0.008
+    pilot = Interval(true, scatter * math.sqrt(2 / number), 2 * (number - 1), (number, number), paired)
+    ours, theirs = rng.normal(true, scatter, (4000, number)), rng.normal(0, scatter, (4000, number))
+    test = stats.ttest_rel if paired else stats.ttest_ind
+    rate = (test(ours, theirs, axis=1).pvalue < 0.05).mean()
+    assert power(true, pilot, number) == pytest.approx(rate, abs=3 * math.sqrt(rate * (1 - rate) / 4000))
+
+
+def test_runs_needed_is_the_least_number_with_that_power():
+    pilot = seed_difference(runs(0.720, 0.731, 0.725), runs(0.721, 0.724, 0.728, first=5))
+    needed = runs_needed(0.003, pilot)
+    assert power(0.003, pilot, needed) >= 0.8 > power(0.003, pilot, needed - 1)
+    assert runs_needed(0.0, pilot) is None
+    assert runs_needed(1e-9, pilot) is None
+    assert runs_needed(0.5, pilot) == 2
+
+
+def test_textbook_sample_size():
+    """Two groups of s.d. 1 and a difference of 1: 17 each for 80% power at 5% (Cohen 1988, d = 1)."""
+    pilot = Interval(0.0, math.sqrt(2 / 10), 18, (10, 10))
+    assert runs_needed(1.0, pilot) == 17
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def interval(value, error, df=8.0, counts=(5, 5)):
+    return Interval(value, error, df, counts)
+
+
+def test_verdicts_in_words():
+    better = interval(0.013, 0.003)
+    assert verdict('SD', 'mAP', better, better).text == 'SD better: +1.3 mAP, 95% CI [0.6, 2.0], 5+5 runs'
+    worse = interval(-0.013, 0.003)
+    assert verdict('SD', 'mAP', worse, worse).kind == 'worse'
+    open_question = interval(0.003, 0.0035)
+    said = verdict('SD', 'mAP', open_question, open_question)
+    needed = runs_needed(0.003, open_question)
+    assert said.kind == 'not resolved' and needed > 5
+    assert said.text.endswith(f'5+5 runs; about {needed} runs each would resolve a true +0.3')
+
+
+def test_verdicts_that_more_runs_would_not_change():
+    seeds = interval(0.003, 0.0001)
+    assert verdict('SD', 'mAP', seeds, combined(seeds, 0.01)).text.endswith(
+        'more test images would be needed, not more runs'
+    )
+    nothing = interval(0.0, 0.001)
+    assert verdict('SD', 'mAP', nothing, nothing).text.endswith(
+        'no number of runs would resolve so small a difference'
+    )
+
+
+def test_verdicts_with_one_run_each():
+    images = Interval(0.013, 0.003, math.inf, (1, 1))
+    said = verdict('SD', 'mAP', None, images)
+    assert said.kind == 'better' and 'over the test images only: one run each' in said.text
+    assert verdict('SD', 'mAP', None, None).kind == 'unknown'
