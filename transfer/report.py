@@ -16,6 +16,7 @@ from PIL import Image
 from transfer import table
 from transfer.charts import class_chart, curve_charts
 from transfer.curves import Curves, read_curves
+from transfer.evidence import verdict_lines
 from transfer.samples import Sample
 from transfer.table5_json import TASKS, table5_rows, validate_table5
 
@@ -65,6 +66,7 @@ def write_report(
         .render(
             demo=table5['data'] == 'demo',
             rows=rows,
+            verdicts=verdict_lines(table5.get('comparisons', ())),
             groups=_groups(rows),
             accuracies=table.ACCURACIES,
             metrics=table.METRICS,

@@ -197,14 +197,14 @@ def verdict(name: str, metric: str, seeds: Interval | None, whole: Interval | No
         whole: the interval to judge by: seeds and images, or the one there is; ``None`` without any.
     """
     if whole is None:
-        return Verdict('unknown', f'{metric}: one run each and no stored predictions: no uncertainty known')
+        return Verdict('unknown', f'{name} unknown: {metric}, one run each and no predictions stored')
     difference = f'{100 * whole.value:+.1f} {metric}'
     bounds = f'{whole.level:.0%} CI [{100 * whole.low:.1f}, {100 * whole.high:.1f}]'
     resolved = whole.low > 0 or whole.high < 0
     kind = ('better' if whole.value > 0 else 'worse') if resolved else 'not resolved'
-    lead = f'{name} {kind}' if resolved else kind
+    lead = f'{name} {kind}'
     if seeds is None:
-        caution = 'over the test images only: one run each, how much runs scatter is not known'
+        caution = 'over test images only; a single run: how much runs scatter is not known'
         return Verdict(kind, f'{lead}: {difference}, {bounds} {caution}')
     text = f'{lead}: {difference}, {bounds}, {whole.runs[0]}+{whole.runs[1]} runs'
     if not resolved:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from sd_pretrain.cli import InputError
+from transfer.evidence import compare, verdict_lines
 from transfer.table import PAPER_ARCH, Row, format_rows, rows
 
 SCHEMA = 1
@@ -29,7 +30,8 @@ def build_table5(
     """Make the content of ``table5.json`` from the results of fine-tuning.
 
     Args:
-        results: contents of ``result.json`` files (:func:`transfer.table.collect`).
+        results: contents of ``result.json`` files (:func:`transfer.table.collect`); with their ``work_dir``
+            the verdicts count the test images as a sample too.
         data: ``'demo'`` or ``'real'``.
         stages: ``{'name', 'seconds'}`` of each stage, in the order they ran.
         pretrain: for each backbone's name ``top1``, ``top5`` (fractions) and ``seconds``, where known.
@@ -61,6 +63,7 @@ def build_table5(
         'schema': SCHEMA,
         'data': data,
         'backbones': backbones,
+        'comparisons': [one.as_json() for one in compare(results, baseline)],
         'stages': list(stages),
         'seconds': total,
     }
@@ -190,6 +193,8 @@ def table5_markdown(table5: Mapping[str, Any]) -> str:
     table, *below = format_rows(table5_rows(table5), 'markdown', is_papers_setting(table5)).split('\n\n')
     parts = [f'# Table 5 on {what}', table, *below[:-1]]
     parts.append('\n'.join(f'- {note}' for note in below[-1].splitlines()))
+    said = verdict_lines(table5.get('comparisons', ()))
+    parts += ['## Verdicts', '\n'.join(f'- {line}' for line in said)] if said else []
     files = [
         f'| {one["name"]} | `{one.get("checkpoint")}` | `{one.get("sha256")}` |'
         for one in table5['backbones']

@@ -116,5 +116,5 @@ def test_verdicts_that_more_runs_would_not_change():
 def test_verdicts_with_one_run_each():
     images = Interval(0.013, 0.003, math.inf, (1, 1))
     said = verdict('SD', 'mAP', None, images)
-    assert said.kind == 'better' and 'over the test images only: one run each' in said.text
+    assert said.kind == 'better' and 'over test images only; a single run' in said.text
     assert verdict('SD', 'mAP', None, None).kind == 'unknown'
