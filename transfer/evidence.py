@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from sd_pretrain.cli import InputError
 from transfer.bootstrap import RESAMPLES, draw, image_error, resampled_map, resampled_miou
 from transfer.predictions import load_predictions
-from transfer.statistics import LEVEL, Interval, Verdict, combined, seed_difference, verdict
+from transfer.statistics import LEVEL, Interval, Verdict, seed_difference, verdict
 from transfer.table import METRICS, Row, rows
 
 # The task whose runs have the metric, and its value in every resample of the test images.
@@ -95,14 +95,12 @@ def _comparison(row: Row, base: Row, metric: str, images: _ImageSample) -> Compa
     ours, theirs = row.values[metric], base.values[metric]
     value = float(np.mean(list(ours.values())) - np.mean(list(theirs.values())))
     seeds = seed_difference(ours, theirs)
-    error = images.error(row.name, base.name, metric)
-    if error is None:
-        interval = seeds
-    elif seeds is None:
-        interval = Interval(value, error, np.inf, (len(ours), len(theirs)))
-    else:
-        interval = combined(seeds, error)
-    said = verdict(row.name, METRICS[metric], seeds, interval)
+    error = images.error(row.name, base.name, metric, seeds is not None and seeds.paired)
+    counts = (len(ours), len(theirs))
+    interval = seeds
+    if error is not None:
+        interval = replace(seeds or Interval(value, 0.0, np.inf, counts), image_error=error)
+    said = verdict(row.name, METRICS[metric], interval)
     return Comparison(row.name, metric, value, seeds, error, interval, said)
 
 
@@ -116,15 +114,16 @@ class _ImageSample:
         self._images: dict[str, tuple[str, tuple[str, ...]]] = {}
         self._values: dict[tuple[str, str], list[np.ndarray] | None] = {}
 
-    def error(self, name: str, baseline: str, metric: str) -> float | None:
+    def error(self, name: str, baseline: str, metric: str, paired: bool) -> float | None:
         """Standard error of the difference, ``None`` unless all runs have their predictions stored."""
         ours, theirs = (self._resampled(one, metric) for one in (name, baseline))
-        return None if ours is None or theirs is None else image_error(ours, theirs)
+        return None if ours is None or theirs is None else image_error(ours, theirs, paired)
 
     def _resampled(self, name: str, metric: str) -> list[np.ndarray] | None:
         if (name, metric) not in self._values:
             task, function = _RESAMPLED[metric]
             runs = [one for one in self.results if one['name'] == name and one['task'] == task]
+            runs.sort(key=lambda one: one['seed'])
             stored = [self._load(one, task) for one in runs]
             known = all(one is not None for one in stored)
             self._values[name, metric] = (
