@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 
 from sd_pretrain.cli import InputError
-from transfer.bootstrap import RESAMPLES, draw, image_error, resampled_map, resampled_miou
+from transfer.bootstrap import (
+    RESAMPLES,
+    draw,
+    image_error,
+    resampled_ap,
+    resampled_iou,
+    resampled_map,
+    resampled_miou,
+)
 from transfer.predictions import load_predictions
-from transfer.statistics import LEVEL, Interval, Verdict, seed_difference, verdict
+from transfer.statistics import LEVEL, Interval, Verdict, holm, seed_difference, verdict
 from transfer.table import METRICS, Row, rows
 
 # The task whose runs have the metric, and its value in every resample of the test images.
@@ -31,17 +39,14 @@ class Comparison:
         name: the backbone.
         metric: the metric, a key of :data:`transfer.table.METRICS`.
         value: difference of the means.
-        seeds: its interval over seeds alone, ``None`` with a single run on a side.
-        image_error: its standard error over the test images, ``None`` where predictions are not stored.
-        interval: the interval of both together, or of the one there is; ``None`` without either.
+        interval: over the seeds where both have several, and over the test images where the predictions of
+            all runs are stored; ``None`` without either.
         verdict: in words.
     """
 
     name: str
     metric: str
     value: float
-    seeds: Interval | None
-    image_error: float | None
     interval: Interval | None
     verdict: Verdict
 
@@ -55,8 +60,9 @@ class Comparison:
             'low': None if interval is None else interval.low,
             'high': None if interval is None else interval.high,
             'level': LEVEL,
-            'seeds': self.seeds is not None,
-            'images': self.image_error is not None,
+            'runs': None if interval is None else list(interval.runs),
+            'over_seeds': interval is not None and interval.error > 0,
+            'over_images': interval is not None and interval.image_error > 0,
             'verdict': self.verdict.kind,
             'text': self.verdict.text,
         }
@@ -86,22 +92,89 @@ def compare(
     ]
 
 
+@dataclass(frozen=True)
+class ClassDifference:
+    """A class in which a backbone differs from the baseline (fractions).
+
+    Args:
+        name: the class.
+        interval: the difference of its AP or IoU over seeds, images or both.
+        p: p-value of no difference, adjusted for looking at all classes (Holm).
+    """
+
+    name: str
+    interval: Interval
+    p: float
+
+
+def compare_classes(
+    results: Sequence[Mapping[str, Any]],
+    name: str,
+    baseline: str,
+    task: str,
+    resamples: int = RESAMPLES,
+) -> list[ClassDifference]:
+    """Compare a backbone with the baseline class by class.
+
+    Args:
+        results: as for :func:`compare`.
+        name: the backbone.
+        baseline: the baseline.
+        task: ``'det'`` (11-point AP) or ``'seg'`` (IoU).
+        resamples: number of bootstrap resamples of the test images.
+
+    Returns:
+        One entry for each class that all runs have a value of; none where no uncertainty is known.
+
+    Raises:
+        InputError: runs of the task were tested on different images.
+    """
+    runs = {
+        one: sorted((r for r in results if r['name'] == one and r['task'] == task), key=lambda r: r['seed'])
+        for one in (name, baseline)
+    }
+    every = [run for part in runs.values() for run in part]
+    if not all(runs.values()) or not all(run.get('per_class') for run in every):
+        return []
+    images = _ImageSample(results, resamples)
+    resampled = {one: images.classes(part, task) for one, part in runs.items()}
+    found = []
+    for label in every[0]['per_class']:
+        if any(label not in run['per_class'] for run in every):
+            continue
+        ours, theirs = ({run['seed']: run['per_class'][label] for run in part} for part in runs.values())
+        known = None not in resampled.values()
+        again = [[one[label] for one in part] for part in resampled.values()] if known else None
+        interval = _interval(ours, theirs, again)
+        if interval is not None:
+            found.append((label, interval))
+    adjusted = holm([interval.p for _, interval in found])
+    return [ClassDifference(*pair, p) for pair, p in zip(found, adjusted, strict=True)]
+
+
+def _interval(
+    ours: Mapping[int, float], theirs: Mapping[int, float], resampled: Sequence[Sequence[np.ndarray]] | None
+) -> Interval | None:
+    """The interval of a difference over what is known: seeds, images (``resampled`` of both) or both."""
+    seeds = seed_difference(ours, theirs)
+    if resampled is None:
+        return seeds
+    error = image_error(*resampled, paired=seeds is not None and seeds.paired)
+    value = float(np.mean(list(ours.values())) - np.mean(list(theirs.values())))
+    return replace(seeds or Interval(value, 0.0, np.inf, (len(ours), len(theirs))), image_error=error)
+
+
 def verdict_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """The verdicts in words, one line each (:meth:`Comparison.as_json`)."""
     return [one['text'] for one in comparisons]
 
 
 def _comparison(row: Row, base: Row, metric: str, images: _ImageSample) -> Comparison:
-    ours, theirs = row.values[metric], base.values[metric]
-    value = float(np.mean(list(ours.values())) - np.mean(list(theirs.values())))
-    seeds = seed_difference(ours, theirs)
-    error = images.error(row.name, base.name, metric, seeds is not None and seeds.paired)
-    counts = (len(ours), len(theirs))
-    interval = seeds
-    if error is not None:
-        interval = replace(seeds or Interval(value, 0.0, np.inf, counts), image_error=error)
+    resampled = [images.metric(one.name, metric) for one in (row, base)]
+    interval = _interval(row.values[metric], base.values[metric], None if None in resampled else resampled)
     said = verdict(row.name, METRICS[metric], interval)
-    return Comparison(row.name, metric, value, seeds, error, interval, said)
+    value = row.minus(base, metric).value
+    return Comparison(row.name, metric, value, interval, said)
 
 
 class _ImageSample:
@@ -114,34 +187,46 @@ class _ImageSample:
         self._images: dict[str, tuple[str, tuple[str, ...]]] = {}
         self._values: dict[tuple[str, str], list[np.ndarray] | None] = {}
 
-    def error(self, name: str, baseline: str, metric: str, paired: bool) -> float | None:
-        """Standard error of the difference, ``None`` unless all runs have their predictions stored."""
-        ours, theirs = (self._resampled(one, metric) for one in (name, baseline))
-        return None if ours is None or theirs is None else image_error(ours, theirs, paired)
-
-    def _resampled(self, name: str, metric: str) -> list[np.ndarray] | None:
+    def metric(self, name: str, metric: str) -> list[np.ndarray] | None:
+        """A metric of a backbone's runs, by seed, in every resample; ``None`` if a run has not stored it."""
         if (name, metric) not in self._values:
             task, function = _RESAMPLED[metric]
             runs = [one for one in self.results if one['name'] == name and one['task'] == task]
-            runs.sort(key=lambda one: one['seed'])
-            stored = [self._load(one, task) for one in runs]
-            known = all(one is not None for one in stored)
-            self._values[name, metric] = (
-                [function(found, self._draw(len(images))) for found, images in stored] if known else None
-            )
+            stored = self._load(sorted(runs, key=lambda one: one['seed']), task)
+            self._values[name, metric] = stored and [function(found, counts) for found, counts in stored]
         return self._values[name, metric]
 
-    def _load(self, result: Mapping[str, Any], task: str) -> tuple[Any, tuple[str, ...]] | None:
-        stored = load_predictions(result['work_dir'], task) if result.get('work_dir') else None
+    def classes(self, runs: Sequence[Mapping[str, Any]], task: str) -> list[dict[str, np.ndarray]] | None:
+        """By class the AP or IoU of runs in every resample; ``None`` if one has stored no predictions."""
+        stored = self._load(runs, task)
         if stored is None:
             return None
-        where, first = self._images.setdefault(task, (result['work_dir'], stored[1]))
-        if first != stored[1]:
-            raise InputError(
-                f'{where} and {result["work_dir"]} were tested on different images ({len(first)} and '
-                f'{len(stored[1])}): their results cannot be compared; run one of them again'
-            )
-        return stored
+        by_class = []
+        for run, (found, counts) in zip(runs, stored, strict=True):
+            if task == 'det':
+                values, there = resampled_ap(found, counts, '11points'), found.boxes.sum(0) > 0
+            else:
+                values, there = resampled_iou(found, counts), found.union.sum(0) > 0
+            # A resample may have lost a rare class: it says nothing on it.
+            mean = np.nanmean(values[:, there], axis=0)
+            values = np.where(np.isnan(values[:, there]), mean, values[:, there])
+            by_class.append(dict(zip(run['per_class'], values.T, strict=True)))
+        return by_class
+
+    def _load(self, runs: Sequence[Mapping[str, Any]], task: str) -> list[tuple[Any, np.ndarray]] | None:
+        found = []
+        for run in runs:
+            stored = load_predictions(run['work_dir'], task) if run.get('work_dir') else None
+            if stored is None:
+                return None
+            where, first = self._images.setdefault(task, (run['work_dir'], stored[1]))
+            if first != stored[1]:
+                raise InputError(
+                    f'{where} and {run["work_dir"]} were tested on different images ({len(first)} and '
+                    f'{len(stored[1])}): their results cannot be compared; run one of them again'
+                )
+            found.append((stored[0], self._draw(len(first))))
+        return found
 
     def _draw(self, images: int) -> np.ndarray:
         if images not in self._counts:

@@ -1,15 +1,22 @@
 """Results and stored predictions to intervals and verdicts."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sd_pretrain.cli import InputError
-from transfer.bootstrap import Detections, Overlaps, resampled_map, resampled_miou
-from transfer.evidence import compare
+from transfer.bootstrap import (
+    Detections,
+    Overlaps,
+    resampled_ap,
+    resampled_iou,
+    resampled_map,
+    resampled_miou,
+)
+from transfer.evidence import compare, compare_classes
 from transfer.predictions import save_predictions
+from transfer.statistics import holm, seed_difference
 
 IMAGES = [f'{number:06d}' for number in range(60)]
 METRIC = {'det': 'mAP_11point', 'seg': 'mIoU'}
@@ -43,19 +50,26 @@ def run(folder, name, task, seed, quality, images=IMAGES, stored=True):
     work_dir.mkdir(parents=True)
     if stored:
         save_predictions(work_dir, found, images)
-    metrics = {METRIC[task]: float(value[0])}
-    return {'name': name, 'task': task, 'seed': seed, 'metrics': metrics, 'work_dir': str(work_dir)}
+    each = resampled_ap(found, once, '11points') if task == 'det' else resampled_iou(found, once)
+    return {
+        'name': name,
+        'task': task,
+        'seed': seed,
+        'metrics': {METRIC[task]: float(value[0])},
+        'per_class': {f'class {label}': float(one) for label, one in enumerate(each[0])},
+        'work_dir': str(work_dir),
+    }
 
 
 @pytest.mark.parametrize('task', ['det', 'seg'])
 def test_one_run_each_is_judged_over_the_images_alone(tmp_path, task):
     results = [run(tmp_path, 'BL', task, 0, 0.4), run(tmp_path, 'SD', task, 0, 0.8)]
     (one,) = compare(results)
-    assert (one.name, one.metric, one.seeds) == ('SD', METRIC[task], None)
+    assert (one.name, one.metric) == ('SD', METRIC[task])
     assert one.value == pytest.approx(results[1]['metrics'][one.metric] - results[0]['metrics'][one.metric])
-    assert one.interval.df == math.inf and 0 < one.interval.low < one.value < one.interval.high
+    assert one.interval.error == 0 and 0 < one.interval.low < one.value < one.interval.high
     assert one.verdict.kind == 'better' and 'a single run' in one.verdict.text
-    assert one.as_json()['images'] and not one.as_json()['seeds']
+    assert one.as_json()['over_images'] and not one.as_json()['over_seeds']
 
 
 def test_seeds_and_images_are_put_together(tmp_path):
@@ -66,7 +80,9 @@ def test_seeds_and_images_are_put_together(tmp_path):
     ]
     (one,) = compare(results, resamples=200)
     assert one.interval.runs == (3, 3) and one.interval.paired
-    assert one.interval == replace(one.seeds, image_error=one.image_error)
+    seeds = [{run['seed']: run['metrics']['mIoU'] for run in part} for part in (results[3:], results[:3])]
+    assert one.interval == replace(seed_difference(*seeds), image_error=one.interval.image_error)
+    assert one.interval.image_error > 0
     assert one.verdict.kind == 'not resolved'
 
 
@@ -75,7 +91,7 @@ def test_without_stored_predictions_the_seeds_remain(tmp_path):
         run(tmp_path, n, 'seg', s, q, stored=s == 0) for n, q in (('BL', 0.4), ('SD', 0.6)) for s in (0, 1)
     ]
     (one,) = compare(results)
-    assert one.image_error is None and one.interval == one.seeds
+    assert one.interval.image_error == 0 < one.interval.error
     (one,) = compare([results[1], results[3]])
     assert one.interval is None and one.verdict.kind == 'unknown'
 
@@ -87,3 +103,21 @@ def test_different_test_images_are_refused(tmp_path):
     ]
     with pytest.raises(InputError, match='tested on different images'):
         compare(results)
+
+
+@pytest.mark.parametrize('task', ['det', 'seg'])
+@pytest.mark.parametrize('seeds', [1, 3])
+def test_classes_are_compared_with_holms_correction(tmp_path, task, seeds):
+    results = [run(tmp_path, n, task, s, q) for n, q in (('BL', 0.3), ('SD', 0.9)) for s in range(seeds)]
+    found = compare_classes(results, 'SD', 'BL', task)
+    assert [one.name for one in found] == list(results[0]['per_class'])
+    means = [
+        np.mean([list(one['per_class'].values()) for one in part], 0)
+        for part in (results[seeds:], results[:seeds])
+    ]
+    assert [one.interval.value for one in found] == pytest.approx(list(means[0] - means[1]))
+    assert [one.p for one in found] == holm([one.interval.p for one in found])
+    if seeds == 1:
+        assert all(one.interval.image_error > 0 and one.p < 0.05 for one in found)
+    results[0].pop('work_dir')
+    assert len(compare_classes(results, 'SD', 'BL', task)) == (0 if seeds == 1 else len(found))
