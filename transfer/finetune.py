@@ -25,6 +25,7 @@ from sd_pretrain.cli import InputError, Options, run_main, set_data_root, split_
 from sd_pretrain.launch import LAUNCHERS, init_distributed, is_main_process, leave_distributed, world_size
 from transfer import mmcv_ops
 from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
+from transfer.predictions import image_names, save_predictions
 from transfer.run_record import check_work_dir, describe, load_config, write_json
 
 
@@ -122,6 +123,9 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         'seconds': hook.seconds,
     }
     if main_process:
+        found = runner.val_evaluator.metrics[0]
+        found = found.detections if cfg.task == 'det' else found.overlaps
+        save_predictions(args.work_dir, found, image_names(runner.val_dataloader.dataset))
         write_json(args.work_dir / 'result.json', result)
         for path in args.work_dir.glob('epoch_*.pth'):
             if path.name != result['checkpoint']:

@@ -17,6 +17,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
 from mmseg.evaluation.metrics import IoUMetric
 
+from transfer.bootstrap import Detections, Overlaps, resampled_iou
+
 _EXACT = {'VOCMetric': 'ExactVOCMetric', 'IoUMetric': 'ExactIoUMetric'}
 
 
@@ -31,10 +33,12 @@ def use_exact_metrics(evaluator: dict | list) -> dict | list:
 class ExactVOCMetric(VOCMetric):
     """``VOCMetric`` for mAP at one IoU, equal to the bit, without its process pools.
 
-    ``per_class`` holds the AP of each class with a ground-truth box after an evaluation (rank 0).
+    After an evaluation (rank 0) ``per_class`` holds the AP of each class with a ground-truth box, and
+    ``detections`` what was found in each image, for the bootstrap.
     """
 
     per_class: dict[str, float] = {}
+    detections: Detections | None = None
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute ``mAP`` (unrounded) and ``AP50`` from one ``(annotations, detections)`` pair per image."""
@@ -45,6 +49,7 @@ class ExactVOCMetric(VOCMetric):
         self.per_class = {
             name: float(one['ap']) for name, one in zip(classes, per_class, strict=True) if one['num_gts']
         }
+        self.detections = _detections(results, per_class)
         aps = [one['ap'] for one in per_class if one['num_gts']]
         mean = np.array(aps).mean().item() if aps else 0.0
         logger = MMLogger.get_current_instance()
@@ -54,8 +59,8 @@ class ExactVOCMetric(VOCMetric):
 
     def _average_precision(self, results: list, label: int) -> dict[str, Any]:
         """AP of one class over all images, with mmdet's own matching and its legacy (+1) box sizes."""
-        detections, tps, fps, boxes = [np.zeros((0, 5), np.float32)], [], [], 0
-        for annotation, found in results:
+        detections, tps, fps, images, boxes = [np.zeros((0, 5), np.float32)], [], [], [], 0
+        for image, (annotation, found) in enumerate(results):
             truth = annotation['bboxes'][annotation['labels'] == label]
             boxes += len(truth)
             if len(found[label]) == 0:
@@ -67,24 +72,45 @@ class ExactVOCMetric(VOCMetric):
             detections.append(found[label])
             tps.append(tp[0])
             fps.append(fp[0])
+            images.append(np.full(len(fp[0]), image))
         scores = np.vstack(detections)[:, -1]
         order = np.argsort(-scores)
-        tp = np.cumsum(np.concatenate([*tps, []], dtype=np.float32)[order])
-        fp = np.cumsum(np.concatenate([*fps, []], dtype=np.float32)[order])
+        hit = np.concatenate([*tps, []], dtype=np.float32)[order]
+        wrong = np.concatenate([*fps, []], dtype=np.float32)[order]
+        tp, fp = np.cumsum(hit), np.cumsum(wrong)
         eps = np.finfo(np.float32).eps
         recall, precision = tp / max(boxes, eps), tp / np.maximum(tp + fp, eps)
         ap = average_precision(recall, precision, self.eval_mode)
-        return dict(num_gts=boxes, num_dets=len(scores), recall=recall, precision=precision, ap=ap)
+        kept = (hit + wrong) > 0  # the others match an ignored box
+        return dict(
+            num_gts=boxes,
+            num_dets=len(scores),
+            recall=recall,
+            precision=precision,
+            ap=ap,
+            image=np.concatenate([*images, []]).astype(int)[order][kept],
+            score=scores[order][kept],
+            hit=hit[kept] > 0,
+        )
+
+
+def _detections(results: list, per_class: list[dict[str, Any]]) -> Detections:
+    boxes = [np.bincount(annotation['labels'], minlength=len(per_class)) for annotation, _ in results]
+    columns = {key: np.concatenate([one[key] for one in per_class]) for key in ('image', 'score', 'hit')}
+    label = np.repeat(np.arange(len(per_class)), [len(one['hit']) for one in per_class])
+    return Detections(**columns, label=label, boxes=np.array(boxes).reshape(-1, len(per_class)))
 
 
 @METRICS.register_module()
 class ExactIoUMetric(IoUMetric):
     """``IoUMetric`` that adds ``mIoU_exact``, a fraction, to the stock ``mIoU``, a percentage of 2 decimals.
 
-    ``per_class`` holds the IoU of each class that occurs in prediction or truth (fractions, rank 0).
+    After an evaluation (rank 0) ``per_class`` holds the IoU of each class that occurs in prediction or truth
+    (fractions), and ``overlaps`` the pixels of each image, for the bootstrap.
     """
 
     per_class: dict[str, float] = {}
+    overlaps: Overlaps | None = None
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute the stock metrics and ``mIoU_exact`` from the four pixel counts of each image."""
@@ -93,8 +119,9 @@ class ExactIoUMetric(IoUMetric):
         metrics = super().compute_metrics(results)
         if not results:
             return metrics
-        intersect, union = (torch.stack(counts).sum(0) for counts in list(zip(*results, strict=True))[:2])
-        iou = (intersect / union).numpy()
+        counts = [torch.stack(part).cpu().numpy() for part in list(zip(*results, strict=True))[:2]]
+        self.overlaps = Overlaps(*counts)
+        iou = resampled_iou(self.overlaps, np.ones((1, len(results))))[0]
         classes = self.dataset_meta['classes']
         self.per_class = {
             name: float(value) for name, value in zip(classes, iou, strict=True) if not np.isnan(value)

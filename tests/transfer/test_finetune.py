@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -15,6 +16,8 @@ from mmengine.registry import init_default_scope
 from sd_pretrain.cli import InputError
 from transfer import finetune, mmcv_ops
 from transfer.backbone import prove_loaded, put_into, read_backbone
+from transfer.bootstrap import resampled_map, resampled_miou
+from transfer.predictions import load_predictions
 
 REPO = Path(__file__).resolve().parents[2]
 DET = str(REPO / 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py')
@@ -102,6 +105,18 @@ def arguments(config, backbone, work_dir, data_root, *more):
     return finetune.parse_args([config, *paths, *more, '--cfg-options', *TINY])
 
 
+def assert_stored_predictions_give(metrics, work_dir, task):
+    found, images = load_predictions(work_dir, task)
+    once = np.ones((1, len(images)), np.float32)
+    if task == 'det':
+        again = {
+            f'mAP_{mode.replace("s", "")}': resampled_map(found, once, mode) for mode in ('11points', 'area')
+        }
+    else:
+        again = {'mIoU': resampled_miou(found, once)}
+    assert {key: value[0] for key, value in again.items()} == pytest.approx(metrics, abs=1e-6)
+
+
 def test_detection_is_broken_off_and_goes_on(backbone, data_root, tmp_path, monkeypatch):
     work_dir = tmp_path / 'BL' / 'seed3'
     epochs = []
@@ -128,6 +143,8 @@ def test_detection_is_broken_off_and_goes_on(backbone, data_root, tmp_path, monk
     again = arguments(DET, backbone, work_dir, data_root, '--seed', '3', '--resume')
     finetune.finetune(again)
     assert epochs == [0, 1, 1], 'the first epoch is not run twice'
+    stored = json.loads((work_dir / 'result.json').read_text())['metrics']
+    assert_stored_predictions_give(stored, work_dir, 'det')
 
     result = json.loads((work_dir / 'result.json').read_text())
     assert {
@@ -160,6 +177,9 @@ def test_segmentation_from_random_weights(data_root, tmp_path):
         sum(result['per_class'].values()) / len(result['per_class'])
     )
     assert 'background' in result['per_class'] and 0 < result['metrics']['mIoU'] <= 1
+    assert_stored_predictions_give(result['metrics'], tmp_path / 'scratch', 'seg')
+    with pytest.raises(InputError, match='cannot be read as the predictions of a det run'):
+        load_predictions(tmp_path / 'scratch', 'det')
 
 
 def test_an_image_that_breaks_off_names_itself(data_root, tmp_path):

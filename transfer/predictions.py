@@ -1,0 +1,62 @@
+"""What a run has predicted of each test image, kept beside its result for the statistics."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sd_pretrain.cli import InputError
+from transfer.bootstrap import Detections, Overlaps
+
+FILE = 'predictions.npz'
+_KINDS = {'det': Detections, 'seg': Overlaps}
+
+
+def save_predictions(work_dir: str | Path, found: Detections | Overlaps, images: Sequence[str]) -> Path:
+    """Write ``predictions.npz``, whole or not at all.
+
+    Args:
+        work_dir: the run's work dir.
+        found: what was predicted of the images.
+        images: their names, in the same order.
+    """
+    path = Path(work_dir) / FILE
+    part = path.with_suffix('.part')
+    with part.open('wb') as file:
+        np.savez_compressed(file, images=np.array(images, dtype=str), **vars(found))
+    os.replace(part, path)
+    return path
+
+
+def load_predictions(work_dir: str | Path, task: str) -> tuple[Detections | Overlaps, tuple[str, ...]] | None:
+    """Read what :func:`save_predictions` has written; ``None`` if there is nothing.
+
+    Args:
+        work_dir: the run's work dir.
+        task: ``'det'`` or ``'seg'``.
+
+    Raises:
+        InputError: the file is damaged, or of the other task.
+    """
+    path = Path(work_dir) / FILE
+    if not path.is_file():
+        return None
+    kind = _KINDS[task]
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            images = tuple(stored['images'].tolist())
+            return kind(**{name: stored[name] for name in kind.__dataclass_fields__}), images
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f'{path} cannot be read as the predictions of a {task} run ({type(error).__name__}: {error}); '
+            f'delete {Path(work_dir)} to run it again'
+        ) from None
+
+
+def image_names(dataset: object) -> list[str]:
+    """Names of the images of an mmdet or mmseg dataset, in its order."""
+    return [Path(dataset.get_data_info(index)['img_path']).stem for index in range(len(dataset))]

@@ -1,0 +1,219 @@
+"""How sure a difference between two backbones is: intervals, verdicts, and the runs a verdict would take.
+
+Runs with several seeds give a t interval, paired where both backbones were run with the same seeds and
+Welch's where not. The test images are a sample too: :mod:`transfer.bootstrap` gives their part of the
+uncertainty, and an :class:`Interval` puts both together. Resampling the seeds as well would give intervals
+that are too short with the three to ten seeds that people run. All distributions are SciPy's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import brentq
+
+LEVEL = 0.95
+POWER = 0.8
+# Beyond this many runs the answer is "do not try".
+_MOST_RUNS = 100_000
+_QUANTILES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference with its confidence interval, in the unit of the metric.
+
+    Args:
+        value: the difference.
+        error: its standard error over the seeds; 0 if they are not sampled.
+        df: degrees of freedom of the t distribution that belongs to ``error``.
+        runs: number of runs of the backbone and of the baseline.
+        paired: whether the runs were compared seed by seed.
+        image_error: its standard error over the test images; 0 if they are taken as given.
+        level: confidence level.
+    """
+
+    value: float
+    error: float
+    df: float
+    runs: tuple[int, int]
+    paired: bool = False
+    image_error: float = 0.0
+    level: float = LEVEL
+
+    @property
+    def reach(self) -> float:
+        """Half of the interval's width."""
+        return _reach(self.level, self.error, self.df, self.image_error)
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        return self.value - self.reach
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.value + self.reach
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of no difference: the level at which the interval would just reach 0."""
+        size = abs(self.value)
+        if size == 0 or self.error == self.image_error == 0:
+            return float(size == 0)
+        if self.image_error == 0:
+            return float(2 * stats.t.sf(size / self.error, self.df))
+        # In its logarithm, so that small ones are found as well.
+        excess = lambda log_p: _reach(1 - 10.0**log_p, self.error, self.df, self.image_error) - size  # noqa: E731
+        return 10.0 ** brentq(excess, -15, 0) if excess(-15) > 0 else 1e-15
+
+
+def _reach(level: float, error: float, df: float, image_error: float) -> float:
+    """Half of an interval's width: that over seeds (t) and that over images (normal), added in squares.
+
+    With few runs a t distribution of Satterthwaite's degrees of freedom for the sum of both would make it too
+    short: in ``tools/calibrate.py`` 92% instead of 95% with three runs each.
+    """
+    quantile = (1 + level) / 2
+    return math.hypot(stats.t.ppf(quantile, df) * error, stats.norm.ppf(quantile) * image_error)
+
+
+def seed_difference(
+    runs: Mapping[int, float], baseline: Mapping[int, float], level: float = LEVEL
+) -> Interval | None:
+    """Difference of two means over seeds, ``None`` unless both sides have two runs.
+
+    With the same seeds on both sides the differences seed by seed are used (paired t), otherwise Welch's
+    standard error and degrees of freedom.
+
+    Args:
+        runs: seed to metric.
+        baseline: seed to metric of the baseline.
+        level: confidence level.
+    """
+    counts = (len(runs), len(baseline))
+    if min(counts) < 2:
+        return None
+    if runs.keys() == baseline.keys():
+        change = np.array([runs[seed] - baseline[seed] for seed in runs])
+        error = float(change.std(ddof=1) / math.sqrt(len(change)))
+        return Interval(float(change.mean()), error, len(change) - 1, counts, paired=True, level=level)
+    ours, theirs = np.array(list(runs.values())), np.array(list(baseline.values()))
+    squared = np.array([ours.var(ddof=1) / len(ours), theirs.var(ddof=1) / len(theirs)])
+    # Welch 1947, Satterthwaite 1946.
+    parts = (squared**2 / (np.array(counts) - 1)).sum()
+    df = squared.sum() ** 2 / parts if parts else min(counts) - 1
+    value = float(ours.mean() - theirs.mean())
+    return Interval(value, float(math.sqrt(squared.sum())), df, counts, level=level)
+
+
+def power(difference: float, seeds: Interval, runs: int, image_error: float = 0.0) -> float:
+    """Probability that ``runs`` runs each find a true ``difference``.
+
+    Args:
+        difference: the true difference, in the unit of the metric.
+        seeds: a :func:`seed_difference`, for the scatter of the runs.
+        runs: number of runs each, at least 2.
+        image_error: standard error over the test images, which no number of runs makes smaller.
+    """
+    # Of the difference of one run each; for Welch exact if both have equally many runs.
+    error = seeds.error * math.sqrt(_effective(seeds.runs) / runs)
+    whole = math.hypot(error, image_error)
+    if whole == 0:
+        return float(difference != 0)
+    # The test goes by the scatter that it finds: the mean over what that may be.
+    df = (1 if seeds.paired else 2) * (runs - 1)
+    found = np.sqrt(stats.chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, df) / df) * error
+    quantile = (1 + seeds.level) / 2
+    reach = np.hypot(stats.t.ppf(quantile, df) * found, stats.norm.ppf(quantile) * image_error)
+    size = abs(difference)
+    return float((stats.norm.sf((reach - size) / whole) + stats.norm.cdf((-reach - size) / whole)).mean())
+
+
+def runs_needed(
+    difference: float, seeds: Interval, image_error: float = 0.0, wanted: float = POWER
+) -> int | None:
+    """The least number of runs each that find a true ``difference`` with probability ``wanted``.
+
+    Args:
+        difference: the true difference, in the unit of the metric.
+        seeds: a :func:`seed_difference`, for the scatter of the runs.
+        image_error: standard error over the test images.
+        wanted: the power asked for.
+
+    Returns:
+        At least 2; ``None`` if 100,000 runs are too few: there is no difference, or not on so few images.
+    """
+    if difference == 0 or power(difference, seeds, _MOST_RUNS, image_error) < wanted:
+        return None
+    low, high = 1, 2
+    while power(difference, seeds, high, image_error) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = power(difference, seeds, middle, image_error) >= wanted
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def _effective(runs: tuple[int, int]) -> float:
+    return 2 / (1 / runs[0] + 1 / runs[1])
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for looking at all of them (Holm 1979): compare each with the level as it is.
+
+    Args:
+        p_values: one a class.
+
+    Returns:
+        The adjusted ones, in the same order; at least as large as before, at most 1.
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values, kind='stable')
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.minimum(1.0, np.maximum.accumulate(p_values[order] * factors))
+    result = np.empty_like(adjusted)
+    result[order] = adjusted
+    return result.tolist()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which of two backbones is better: ``'better'``, ``'worse'``, ``'not resolved'`` or ``'unknown'``."""
+
+    kind: str
+    text: str
+
+
+def verdict(name: str, metric: str, interval: Interval | None) -> Verdict:
+    """Say in words whether a difference to the baseline is real.
+
+    Args:
+        name: the backbone.
+        metric: what to call the metric; it is in fractions, written as percent.
+        interval: the difference over seeds, over images or over both; ``None`` without either.
+    """
+    if interval is None:
+        return Verdict('unknown', f'{name} unknown: {metric}, one run each and no predictions stored')
+    resolved = interval.low > 0 or interval.high < 0
+    kind = ('better' if interval.value > 0 else 'worse') if resolved else 'not resolved'
+    bounds = f'{interval.level:.0%} CI [{100 * interval.low:.1f}, {100 * interval.high:.1f}]'
+    text = f'{name} {kind}: {100 * interval.value:+.1f} {metric}, {bounds}'
+    if min(interval.runs) < 2:
+        return Verdict(
+            kind, f'{text} over test images only; a single run: how much runs scatter is not known'
+        )
+    text += f', {interval.runs[0]}+{interval.runs[1]} runs'
+    if not resolved:
+        needed = runs_needed(interval.value, interval, interval.image_error)
+        if needed is None:
+            text += '; so small a difference cannot be resolved on these test images, by any number of runs'
+        else:
+            text += f'; about {needed} runs each would resolve a true {100 * interval.value:+.1f}'
+    return Verdict(kind, text)
