@@ -152,13 +152,22 @@ def claim(experiments: Experiments, counts: dict[str, int]) -> None:
     except (ValueError, TypeError):
         raise InputError(f'{path} cannot be read; take another --work-dir, or delete this one') from None
     differ = [
-        f'{key} was {found.get(key)}, is now {wanted[key]}' for key in wanted if found.get(key) != wanted[key]
+        f'{key} was {_only_in(found.get(key), wanted[key])}, is now {_only_in(wanted[key], found.get(key))}'
+        for key in wanted
+        if found.get(key) != wanted[key]
     ]
     if differ:
         raise InputError(
             f'{experiments.work_dir} holds other runs: {"; ".join(differ)}; '
             'take another --work-dir, or delete this one'
         )
+
+
+def _only_in(value: Any, other: Any) -> Any:
+    """Of two lists, what the first has and the other has not; any other value as it is."""
+    if not isinstance(value, list) or not isinstance(other, list):
+        return value
+    return ', '.join(str(item) for item in value if item not in other) or 'without'
 
 
 def run_experiments(experiments: Experiments, net: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sd_pretrain.cifar_files import FOLDER, check_cifar100, ensure_cifar100
 from sd_pretrain.experiments import Algorithm, Experiments
 from sd_pretrain.paper_table import Column, Layout, ensemble_column, snapshot_column
-from sd_pretrain.table_runs import make_table
+from sd_pretrain.table_runs import check_nets, make_table
 
 ALGORITHMS = (
     Algorithm('bl', 'BL'),
@@ -130,6 +130,7 @@ def run_table3(
         InputError: anything the user can mend.
         RunFailedError: a run failed.
     """
+    check_nets(LAYOUT, nets)
     root = data_root / FOLDER
     counts = ensure_cifar100(root)
     if not quick:

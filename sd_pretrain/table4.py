@@ -8,7 +8,7 @@ from pathlib import Path
 from sd_pretrain.experiments import Algorithm, Experiments
 from sd_pretrain.imagenet import check_imagenet
 from sd_pretrain.paper_table import Layout, ensemble_column, snapshot_column
-from sd_pretrain.table_runs import make_table
+from sd_pretrain.table_runs import check_nets, make_table
 
 ALGORITHMS = (Algorithm('bl', 'BL'), Algorithm('se', 'SE'), Algorithm('sd', 'SD', 2.0))
 NETS = {'r101': 'ResNet101', 'r152': 'ResNet152'}
@@ -107,6 +107,7 @@ def run_table4(
         InputError: anything the user can mend.
         RunFailedError: a run failed.
     """
+    check_nets(LAYOUT, nets)
     counts = check_imagenet(data_root / 'ILSVRC2012', full_size=not demo)
     experiments = Experiments(
         work_dir=work_dir,

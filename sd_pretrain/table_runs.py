@@ -37,15 +37,9 @@ def make_table(
         The paths of the JSON file and of the Markdown.
 
     Raises:
-        InputError: an unknown net, another run in the work dir, no such GPUs, or what a run finds wrong.
+        InputError: other runs in the work dir, no such GPUs, or what a run finds wrong.
         RunFailedError: a run failed.
     """
-    unknown = [net for net in nets if net not in layout.nets]
-    if unknown or not nets:
-        raise InputError(
-            f'no backbone {", ".join(unknown) or "given"} in Table {layout.number}: '
-            f'--nets takes {",".join(layout.nets)}'
-        )
     # Runs on one GPU each may share it.
     shared = experiments.gpus == 1 and experiments.parallel >= 1
     check_gpus(experiments.gpus, 1 if shared else experiments.parallel)
@@ -63,6 +57,20 @@ def make_table(
         table = build_table(layout, found, data=experiments.data, settings=settings)
         paths = write_table(layout, table, experiments.work_dir, notes)
     return paths
+
+
+def check_nets(layout: Layout, nets: Sequence[str]) -> None:
+    """Check that a table has the backbones that are asked for.
+
+    Raises:
+        InputError: it has not, or none is asked for.
+    """
+    unknown = [net for net in nets if net not in layout.nets]
+    if unknown or not nets:
+        raise InputError(
+            f'no backbone {", ".join(unknown) or "given"} in Table {layout.number}: '
+            f'--nets takes {",".join(layout.nets)}'
+        )
 
 
 def collect(

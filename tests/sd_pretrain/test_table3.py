@@ -131,17 +131,28 @@ def test_a_broken_off_run_goes_on_and_other_seeds_are_added(made, data, jobs_her
 def test_mistakes_in_one_line(made, data, tmp_path):
     with pytest.raises(InputError, match=r'no backbone resnet21 in Table 3: --nets takes resnet20,'):
         run_table3(tmp_path, data, ['resnet20', 'resnet21'], quick=True)
-    with pytest.raises(InputError, match='no backbone given'):
-        run_table3(tmp_path, data, [], quick=True)
+    with pytest.raises(InputError, match='no backbone given'):  # before any download
+        run_table3(tmp_path, tmp_path, [], quick=True)
     with pytest.raises(InputError, match='at least 1 GPU and 1 run at a time, found 1 and -1'):
         run_table3(tmp_path, data, ['resnet20'], quick=True, parallel=-1)
     with pytest.raises(InputError, match='not the full CIFAR-100'):
         run_table3(tmp_path, data, ['resnet20'])
-    with pytest.raises(InputError, match='holds other runs: options was .*take another --work-dir'):
+    with pytest.raises(
+        InputError,
+        match='other runs: options was model.num_classes=4, is now without; take another --work-dir',
+    ):
         run_table3(made[0], data, ['resnet20'], quick=True, options=TINY[1:])
     (tmp_path / 'run.json').write_text('[')
     with pytest.raises(InputError, match=r'run\.json cannot be read'):
         run_table3(tmp_path, data, ['resnet20'], quick=True, options=TINY)
+
+
+def test_the_tool_says_a_mistake_in_one_line(run_tool, tmp_path, capsys):
+    places = ['--data-root', tmp_path, '--work-dir', tmp_path / 'work']
+    assert run_tool('table3.py', '--nets', 'resnet20,vgg', *places) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f'error: no backbone vgg in Table 3: --nets takes {",".join(NETS)}']
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_run_of_other_settings_is_refused(made, data, tmp_path):
