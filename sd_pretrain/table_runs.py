@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from sd_pretrain.cli import InputError
 from sd_pretrain.evaluate import run_errors
 from sd_pretrain.experiments import Experiments, claim, run_experiments
@@ -52,7 +50,6 @@ def make_table(
             'ends': list(experiments.ends or ()) or None,
             'options': list(experiments.options),
             'amp': experiments.amp,
-            'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
         }
         table = build_table(layout, found, data=experiments.data, settings=settings)
         paths = write_table(layout, table, experiments.work_dir, notes)
