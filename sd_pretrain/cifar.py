@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from sd_pretrain.cifar_files import read_classes, read_split
 from sd_pretrain.cli import InputError
+from sd_pretrain.subset import choose_subset
 
 
 @FUNCTIONS.register_module()
@@ -55,9 +56,7 @@ class Cifar100(Dataset):
         self.metainfo = {'classes': tuple(read_classes(data_root))}
         images, labels = read_split(data_root, split)
         if subset is not None:
-            if not 1 <= subset <= len(labels):
-                raise InputError(f'subset={subset} of the {len(labels)} {split} images in {data_root}')
-            chosen = first_of_each_class(labels, subset)
+            chosen = choose_subset(labels, subset, f'{split} images in {data_root}')
             images, labels = images[chosen], labels[chosen]
         device = device or get_device()
         # Pixels last: a crop is then an index of two dimensions whose entries are three bytes in a row.
@@ -95,15 +94,6 @@ class Cifar100(Dataset):
         columns = torch.where(mirror.bool(), 31 - steps, steps)
         crops = self.images[image, top + steps[:, None], left + columns]
         return {'inputs': crops.permute(0, 3, 1, 2), 'labels': self.labels[plan[:, 0]]}
-
-
-def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices (ascending) of ``count`` images, spread evenly over the classes."""
-    by_class = np.argsort(labels, kind='stable')
-    starts = np.searchsorted(labels[by_class], labels[by_class])
-    rank = np.empty(len(labels), np.int64)
-    rank[by_class] = np.arange(len(labels)) - starts
-    return np.sort(np.lexsort((labels, rank))[:count])
 
 
 @DATA_SAMPLERS.register_module()

@@ -65,6 +65,23 @@ def run_main(main: Callable[[], int | None]) -> None:
         sys.exit(130)
 
 
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read ``--seeds``: a number of seeds (``3``: 0, 1, 2), or the seeds (``0,7`` or ``7,``).
+
+    Raises:
+        InputError: neither, or the same seed twice.
+    """
+    parts = [part for part in text.split(',') if part.strip()]
+    if not parts or not all(part.strip().isdigit() for part in parts):
+        raise InputError(f'--seeds {text}: give how many (3), or which ones (0,1,7)')
+    values = tuple(int(part) for part in parts)
+    if ',' not in text:
+        values = tuple(range(values[0]))
+    if not values or len(set(values)) != len(values):
+        raise InputError(f'--seeds {text}: at least one seed, and none twice')
+    return values
+
+
 def set_data_root(cfg: Any, root: str | Path) -> None:
     """Point every ``data_root='data/...'`` of a config (nested, changed in place) at ``root/...``."""
     if isinstance(cfg, Config):

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from sd_pretrain.chance import EpochSeeded
 from sd_pretrain.cli import InputError
 from sd_pretrain.ilsvrc_layouts import WHERE_TO_GET, find_split
+from sd_pretrain.subset import choose_subset
 
 FULL_SIZE = {'classes': 1000, 'train': 1_281_167, 'val': 50_000}
 
@@ -112,6 +113,10 @@ class ImageNetFolder(EpochSeeded):
         augment: random crop and mirror; default: for ``'train'``.
         scale: range of the crop's share of the image's area.
         ratio: range of the crop's aspect ratio.
+        subset: use this many images only, the first ones of each class; default: all.
+
+    Raises:
+        InputError: ``subset`` is not between 1 and the number of images; or see :func:`find_split`.
     """
 
     def __init__(
@@ -123,8 +128,12 @@ class ImageNetFolder(EpochSeeded):
         augment: bool | None = None,
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        subset: int | None = None,
     ):
         self.samples = find_split(data_root, split)
+        self.chosen = None
+        if subset is not None:
+            self.chosen = choose_subset(self.samples.labels, subset, f'{split} images in {data_root}')
         self.metainfo = {'classes': tuple(self.samples.classes)}
         if augment if augment is not None else split == 'train':
             crop = v2.RandomResizedCrop(size, scale=tuple(scale), ratio=tuple(ratio), antialias=True)
@@ -133,9 +142,10 @@ class ImageNetFolder(EpochSeeded):
             self.transform = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
 
     def __len__(self) -> int:
-        return len(self.samples.labels)
+        return len(self.samples.labels if self.chosen is None else self.chosen)
 
     def __getitem__(self, index: int) -> dict:
+        index = index if self.chosen is None else int(self.chosen[index])
         try:
             image = decode(self.samples.read(index))
         except (OSError, SyntaxError, ValueError) as error:

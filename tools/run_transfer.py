@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from sd_pretrain.cli import InputError, run_main
+from sd_pretrain.cli import InputError, parse_seeds, run_main
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoints = runner.named_checkpoints(args.checkpoints, args.demo)
     work_dir = args.work_dir or Path('work_dirs/transfer_demo' if args.demo else 'work_dirs/transfer')
     options = runner.Options(
-        seeds=runner.parse_seeds(args.seeds),
+        seeds=parse_seeds(args.seeds),
         gpus=int(args.gpus),
         parallel=args.parallel,
         data_root=args.data_root,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sd_pretrain.cli import run_main
-from transfer import runner
+from sd_pretrain.cli import parse_seeds, run_main
 from transfer.evidence import verdict_lines
 from transfer.table import format_rows
 from transfer.table5 import Table5, run_table5
@@ -45,7 +44,7 @@ def main() -> None:
         demo_data=args.demo_data,
         arch=args.arch,
         gpus=args.gpus,
-        seeds=runner.parse_seeds(args.seeds),
+        seeds=parse_seeds(args.seeds),
         parallel=args.parallel or min(2, max(1, cores)),
         scratch=args.scratch,
         amp=args.amp,

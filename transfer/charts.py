@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from transfer.curves import Curves
+from sd_pretrain.curves import Curves
 
 # matplotlib wants colours; these stand for the page's own and are replaced by CSS variables in the SVG.
 _INK, _GRID = '#010203', '#040506'

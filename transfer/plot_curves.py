@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sd_pretrain.cli import InputError
-from transfer.curves import Curves, read_curves
+from sd_pretrain.curves import Curves, read_curves
 
 # The series of the report, in its light colours.
 COLOURS = ('#0072b2', '#d55e00', '#6b7280', '#00795a', '#a0458a', '#7a6200')

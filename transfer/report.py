@@ -13,9 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from sd_pretrain.curves import Curves, read_curves
 from transfer import table
 from transfer.charts import class_chart, curve_charts, forest_chart
-from transfer.curves import Curves, read_curves
 from transfer.evidence import verdict_lines
 from transfer.samples import Sample
 from transfer.table5_json import TASKS, table5_rows, validate_table5

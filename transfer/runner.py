@@ -130,23 +130,6 @@ def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, str
     return named
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read ``--seeds``: a number of seeds (``3``: 0, 1, 2), or the seeds (``0,7`` or ``7,``).
-
-    Raises:
-        InputError: neither, or the same seed twice.
-    """
-    parts = [part for part in text.split(',') if part.strip()]
-    if not parts or not all(part.strip().isdigit() for part in parts):
-        raise InputError(f'--seeds {text}: give how many (3), or which ones (0,1,7)')
-    values = tuple(int(part) for part in parts)
-    if ',' not in text:
-        values = tuple(range(values[0]))
-    if not values or len(set(values)) != len(values):
-        raise InputError(f'--seeds {text}: at least one seed, and none twice')
-    return values
-
-
 def backbone_file(name: str, source: str, folder: Path) -> str:
     """Return the backbone file of a checkpoint: itself, or what it was or is converted to in ``folder``.
 

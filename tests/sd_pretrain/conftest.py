@@ -1,5 +1,6 @@
 import runpy
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,27 @@ def _run_tool(name, *arguments):
     finally:
         sys.argv = old
     return 0
+
+
+@pytest.fixture(scope='session')
+def jobs_here():
+    """``with jobs_here() as started:`` runs the pretrainings of a table in this process, one after the other.
+
+    What is run is the job's own command line; ``started`` are the names of the jobs.
+    """
+
+    @contextmanager
+    def run():
+        started = []
+
+        def run_jobs(title, jobs, parallel=1):
+            for job in jobs:
+                started.append(job.name)
+                if _run_tool(Path(job.argv[1]).name, *job.argv[2:]):
+                    raise RuntimeError(f'{job.name} failed')
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr('sd_pretrain.pretrainings.run_jobs', run_jobs)
+            yield started
+
+    return run

@@ -9,8 +9,8 @@ import pytest
 from mmengine.visualization import LocalVisBackend
 from PIL import Image
 
+from sd_pretrain.curves import Curves, read_curves
 from transfer.charts import curve_charts
-from transfer.curves import Curves, read_curves
 from transfer.plot_curves import plot_errors, read_runs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from mmengine.visualization import LocalVisBackend
 from PIL import Image
 
 from sd_pretrain.cli import InputError
-from transfer.curves import read_curves
+from sd_pretrain.curves import read_curves
 from transfer.draw import Detection, classes_in, draw_boxes, draw_mask
 from transfer.provenance import collect_provenance
 from transfer.report import duration, resolved_classes, write_report

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.models import resnet18, resnet50
 
-from sd_pretrain.cli import InputError
+from sd_pretrain.cli import InputError, parse_seeds
 from transfer import runner
 
 REPO = Path(__file__).resolve().parents[2]
@@ -97,12 +97,12 @@ def test_names_after_the_options_are_not_swallowed(tmp_path):
 
 
 def test_seeds():
-    assert runner.parse_seeds('3') == (0, 1, 2)
-    assert runner.parse_seeds('0,7') == (0, 7)
-    assert runner.parse_seeds('7,') == (7,)
+    assert parse_seeds('3') == (0, 1, 2)
+    assert parse_seeds('0,7') == (0, 7)
+    assert parse_seeds('7,') == (7,)
     for wrong in ('0', 'x', '1,1', '-1', ''):
         with pytest.raises(InputError, match='--seeds'):
-            runner.parse_seeds(wrong)
+            parse_seeds(wrong)
 
 
 def test_a_converted_checkpoint_is_not_converted_again(checkpoints, tmp_path, monkeypatch):

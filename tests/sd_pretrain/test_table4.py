@@ -1,0 +1,77 @@
+"""Table 4 on tiny image folders, end to end."""
+
+import json
+
+import pytest
+import torch
+
+from sd_pretrain.cli import InputError
+from sd_pretrain.table4 import ALGORITHMS, NETS, config, run_table4
+from sd_pretrain.train import load_config, mini_generations
+
+TINY = (
+    'model.network=test_resnet',
+    'model.num_classes=4',
+    'total_batch_size=8',
+    'train_dataloader.dataset.subset=16',
+    'val_dataloader.dataset.subset=8',
+    'test_dataloader.dataset.subset=8',
+)
+
+
+@pytest.fixture(scope='module')
+def made(image_folder, tmp_path_factory, jobs_here):
+    work_dir = tmp_path_factory.mktemp('table4')
+    with jobs_here() as started:
+        run_table4(work_dir, image_folder, ['r101'], demo=True, options=TINY)
+    return work_dir, started
+
+
+def test_one_first_mini_generation_for_se_and_sd(made):
+    assert made[1] == ['first', 'BL', 'SE', 'SD T=2']
+    first, second = (
+        [
+            torch.load(made[0] / f'r101/seed0/{key}/snapshot_{k}.pth', weights_only=True)['state_dict']
+            for key in ('se', 'sd')
+        ]
+        for k in (1, 2)
+    )
+    assert all(torch.equal(first[0][key], first[1][key]) for key in first[0])
+    assert not all(torch.equal(second[0][key], second[1][key]) for key in second[0])
+
+
+def test_json_has_both_snapshots_and_the_fusion(made):
+    table = json.loads((made[0] / 'table4.json').read_text())
+    assert (table['table'], table['data']) == (4, 'demo')
+    assert [row['algorithm'] for row in table['rows']] == ['BL', 'SE', 'SD']
+    bl, se, sd = (row['values'] for row in table['rows'])
+    assert [value['mean'] is None for value in bl.values()] == [True, True, False, False, True, True]
+    assert all(value['mean'] is not None for value in (*se.values(), *sd.values()))
+    assert (se['L1']['mean'], se['L1_top5']['mean']) == (sd['L1']['mean'], sd['L1_top5']['mean'])
+    assert (se['ensemble']['paper'], sd['ensemble']['paper']) == (21.66, None)
+    assert se['L2_top5']['mean'] == 0, 'four classes: top-5 counts every image'
+    assert 'Demo: 300 drawn images' in (made[0] / 'table4.md').read_text()
+
+
+def test_mistakes_in_one_line(image_folder, tmp_path):
+    with pytest.raises(InputError, match='--nets takes r101,r152'):
+        run_table4(tmp_path, image_folder, ['r50'], demo=True)
+    with pytest.raises(InputError, match='not the full ILSVRC2012'):
+        run_table4(tmp_path, image_folder)
+    with pytest.raises(InputError, match='no data'):
+        run_table4(tmp_path, tmp_path / 'nowhere', demo=True)
+
+
+def test_the_demo_has_data_of_its_own(run_tool, tmp_path, capsys):
+    assert run_tool('table4.py', '--demo', '--data-root', tmp_path) == 2
+    assert 'leave one of --demo and --data-root out' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('net', NETS)
+@pytest.mark.parametrize('algorithm', ALGORITHMS, ids=lambda algorithm: algorithm.key)
+def test_every_row_is_the_papers_recipe(net, algorithm):
+    cfg = load_config(config(net, algorithm))
+    hook = mini_generations(cfg)
+    assert cfg.model.network == net.replace('r', 'resnet')
+    assert hook.ends == ([90] if algorithm.name == 'BL' else [45, 90])
+    assert hook.get('temperature') == algorithm.temperature

@@ -1,0 +1,62 @@
+"""Reproduce the paper's Table 4: BL, SE and SD on ILSVRC2012, or with ``--demo`` a small run of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from sd_pretrain.cli import InputError, parse_seeds, run_main
+from sd_pretrain.table4 import NETS, run_table4
+
+DEMO_DATA = Path('work_dirs/demo_data')
+
+
+def make_demo_data() -> None:
+    """Make the embedded data, if it is not there yet."""
+    if not DEMO_DATA.is_dir():
+        print(f'Making the demo data in {DEMO_DATA} (once).', flush=True)
+        subprocess.run([sys.executable, str(Path(__file__).with_name('make_demo_data.py'))], check=True)
+
+
+def main() -> None:
+    """Run what is not done yet, and print the table."""
+    parser = argparse.ArgumentParser(prog='tools/table4.sh', description=__doc__)
+    parser.add_argument('--nets', default=','.join(NETS), help='default: %(default)s', metavar='NET,...')
+    parser.add_argument('--seeds', default='1', help='how many (3), or which (0,1,7)')
+    parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
+    parser.add_argument('--parallel', type=int, help='runs side by side; default: 1 on GPUs, else up to 2')
+    parser.add_argument(
+        '--demo', action='store_true', help='300 images, 4 epochs: minutes on a CPU, nothing to be had first'
+    )
+    parser.add_argument('--amp', action='store_true', help='train in bfloat16')
+    parser.add_argument('--data-root', type=Path, help='folder of ILSVRC2012; default: data')
+    parser.add_argument(
+        '--work-dir', type=Path, help='default: work_dirs/table4, with --demo work_dirs/table4_demo'
+    )
+    args = parser.parse_args()
+    if args.demo and args.data_root:
+        raise InputError(f'--demo has data of its own, {DEMO_DATA}; leave one of --demo and --data-root out')
+    if args.demo:
+        make_demo_data()
+    cores = 1 if torch.cuda.is_available() else (os.cpu_count() or 1) // max(args.gpus, 1)
+    paths = run_table4(
+        args.work_dir or Path('work_dirs/table4_demo' if args.demo else 'work_dirs/table4'),
+        DEMO_DATA if args.demo else args.data_root or Path('data'),
+        [net.strip() for net in args.nets.split(',') if net.strip()],
+        seeds=parse_seeds(args.seeds),
+        demo=args.demo,
+        gpus=args.gpus,
+        parallel=args.parallel or min(2, max(1, cores)),
+        amp=args.amp,
+    )
+    print(f'\n{paths[1].read_text()}')
+    print(*paths, sep='\n')
+
+
+if __name__ == '__main__':
+    run_main(main)
