@@ -1,0 +1,3 @@
+# Tolerant teacher, first generation: kept from being too sure of one class. The weight is our choice.
+_base_ = './bl_resnet56.py'
+model = dict(tolerance=dict(weight=0.5, classes=5))
