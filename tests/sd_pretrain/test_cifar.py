@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cifar_common import write_cifar
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.runner import Runner
@@ -35,22 +36,6 @@ SHORT = [
     'param_scheduler.0.restart_weights=[1,1]',
     'default_hooks.logger.interval=1',
 ]
-
-
-def write_cifar(root, counts=(20, 8), classes=4):
-    """Random images in the official layout, as Python 3 writes it in protocol 2."""
-    folder = root / 'cifar-100-python'
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for name, count in zip(('train', 'test'), counts, strict=True):
-        rows = {
-            'data': random.integers(0, 256, (count, 3072), dtype=np.uint8),
-            'fine_labels': [index % classes for index in range(count)],
-            'filenames': [f'{index}.png'.encode() for index in range(count)],
-        }
-        (folder / name).write_bytes(pickle.dumps(rows, protocol=2))
-    (folder / 'meta').write_bytes(pickle.dumps({'fine_label_names': list('abcd')[:classes]}, protocol=2))
-    return folder
 
 
 @pytest.fixture(scope='module')
