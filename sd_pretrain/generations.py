@@ -129,8 +129,8 @@ def generations_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def _teacher_options(what: Generations, generation: int, last: dict[str, Any]) -> list[str]:
     options = [f'{_TEACHER}.checkpoint={last["checkpoint"]}']
-    cfg = load_config(what.config)
-    if generation > 2 and cfg.custom_hooks[0].teacher.get('network'):
-        # From here on the student's own network has taught, not the first generation's.
-        options.append(f'{_TEACHER}.network={cfg.model.network}')
+    if generation > 2:
+        # From here on the teacher is of the student's own network, not of the first generation's.
+        teacher = load_config(what.config).custom_hooks[0].teacher
+        options += [f'{_TEACHER}.{key}=None' for key in ('network', 'network_args') if teacher.get(key)]
     return options

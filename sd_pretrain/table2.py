@@ -98,7 +98,7 @@ def run_table2(what: Table2) -> Path:
         raise InputError(f'at least 1 seed, found {what.seeds}')
     # Side by side, small networks may share a GPU.
     check_gpus(what.gpus, what.parallel if what.gpus > 1 else 1)
-    repetitions = [_Repetition(what, seed) for seed in range(what.seeds)]
+    repetitions = [Repetition(what, seed) for seed in range(what.seeds)]
     _, quarter, half = what.starts
     for start, before in ((quarter, None), (half, quarter)):
         title = f'First {start} epochs, which all share'
@@ -125,7 +125,7 @@ def _run(what: Table2, title: str, runs: list[Pretraining]) -> None:
 
 
 @dataclass(frozen=True)
-class _Repetition:
+class Repetition:
     """All runs of one seed: its initial weights, and the shuffling of ``M_#300`` and of the students."""
 
     what: Table2
@@ -133,6 +133,7 @@ class _Repetition:
 
     @property
     def folder(self) -> Path:
+        """Where they all are."""
         return self.what.work_dir / f'seed_{self.seed}'
 
     def common(self, start: int, before: int | None) -> list[Pretraining]:

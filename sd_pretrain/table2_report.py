@@ -104,9 +104,9 @@ def table2_markdown(table: Mapping[str, Any]) -> str:
     lines += [
         '',
         f'The mean of the three teachers: {_cell(own)}. The run they share their beginnings with, '
-        f'#{table["epochs"]}: {_mean(table["whole"])}. The teacher of an epoch shares that many epochs, and '
-        'the initial weights, with it; T = '
-        f'{table["temperature"]:g} (the paper does not say for this table).',
+        f'#{table["epochs"]}: {_mean(table["whole"])}. Teacher #E^T and student #E share the first E '
+        'epochs of that run, and its initial weights. '
+        f'T = {table["temperature"]:g} (the paper does not say for this table).',
         '',
         '| difference | ours | paper |',
         '| :-- | --: | --: |',
