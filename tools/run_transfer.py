@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.gpus.isdigit():
         raise InputError(f'--gpus (or GPUS) {args.gpus}: a number is needed')
-    from transfer import runner, table
+    from transfer import evidence, runner, table
 
     runner.find_task(args.task, args.dataset)
     checkpoints = runner.named_checkpoints(args.checkpoints, args.demo)
@@ -64,7 +64,10 @@ def main(argv: list[str] | None = None) -> None:
         cfg_options=args.cfg_options,
     )
     runner.run_transfer(args.task, args.dataset, checkpoints, options)
-    print(table.format_table(table.collect(work_dir, first=checkpoints)))
+    results = table.collect(work_dir, first=checkpoints)
+    print(table.format_table(results))
+    said = evidence.verdict_lines([one.as_json() for one in evidence.compare(results)])
+    print('\n'.join(['', *said]) if said else '')
 
 
 if __name__ == '__main__':

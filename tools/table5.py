@@ -10,6 +10,7 @@ import torch
 
 from sd_pretrain.cli import run_main
 from transfer import runner
+from transfer.evidence import verdict_lines
 from transfer.table import format_rows
 from transfer.table5 import Table5, run_table5
 from transfer.table5_json import is_papers_setting, load_table5, table5_rows
@@ -52,6 +53,7 @@ def main() -> None:
     path = run_table5(what)
     table5 = load_table5(path)
     print(f'\n{format_rows(table5_rows(table5), "terminal", is_papers_setting(table5))}\n')
+    print('\n'.join([*verdict_lines(table5['comparisons']), '']))
     print(', '.join(f'{stage["name"]} {stage["seconds"]:.0f} s' for stage in table5['stages']), end='; ')
     print(f'{table5["seconds"]:.0f} s in all')
     for name in ('table5.json', 'table5.md', 'report.html'):

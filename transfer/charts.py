@@ -130,6 +130,30 @@ def class_chart(slug: str, per_class: Mapping[str, Mapping[str, float]], label: 
         return _svg(figure, slug)
 
 
+def forest_chart(slug: str, rows: Sequence[tuple[str, float, float | None, float | None]]) -> str:
+    """Differences to the baseline with their confidence intervals, one row each, and a line at no difference.
+
+    Args:
+        slug: start of the element ids.
+        rows: label, difference, lower and upper end (fractions in, points shown); ``None`` where no interval
+            is known: an open marker.
+    """
+    with rc_context(_RC | {'axes.grid.axis': 'x'}):
+        figure = Figure(figsize=(7, 0.9 + 0.34 * len(rows)), layout='constrained')
+        axes = figure.subplots()
+        axes.axvline(0, color=_INK, linewidth=1)
+        for row, (_, value, low, high) in enumerate(rows):
+            if low is not None and high is not None:
+                axes.plot([100 * low, 100 * high], [row, row], color=_colour(0), linewidth=2.4)
+            face = 'none' if low is None else _colour(0)
+            axes.plot(100 * value, row, 'o', color=_colour(0), markerfacecolor=face, markersize=7)
+        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis='y', length=0)
+        axes.set_xlabel('difference (percentage points)')
+        return _svg(figure, slug)
+
+
 def _colour(index: int) -> str:
     return _SERIES[index % len(_SERIES)]
 

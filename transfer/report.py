@@ -14,8 +14,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from transfer import table
-from transfer.charts import class_chart, curve_charts
+from transfer.charts import class_chart, curve_charts, forest_chart
 from transfer.curves import Curves, read_curves
+from transfer.evidence import verdict_lines
 from transfer.samples import Sample
 from transfer.table5_json import TASKS, table5_rows, validate_table5
 
@@ -65,6 +66,9 @@ def write_report(
         .render(
             demo=table5['data'] == 'demo',
             rows=rows,
+            verdicts=verdict_lines(table5.get('comparisons', ())),
+            forest=_forest(table5.get('comparisons', ())),
+            resolved_classes=resolved_classes(table5.get('class_comparisons', ())),
             groups=_groups(rows),
             accuracies=table.ACCURACIES,
             metrics=table.METRICS,
@@ -137,6 +141,39 @@ def _curve_figures(names: Sequence[str], read: Mapping[str, Curves]) -> list[dic
         {'title': title, 'svg': Markup(svg), 'text': f'{title} over epochs. At the end {last}.'}
         for title, svg in curve_charts(every)
     ]
+
+
+def _forest(comparisons: Sequence[Mapping[str, Any]]) -> Markup | None:
+    rows = [
+        (f'{one["name"]}, {table.METRICS[one["metric"]]}', one['difference'], one['low'], one['high'])
+        for one in comparisons
+    ]
+    return Markup(forest_chart('forest', rows)) if rows else None
+
+
+def resolved_classes(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In words, for each task and backbone, the classes in which it differs, at 5% over all classes.
+
+    Args:
+        comparisons: ``class_comparisons`` of ``table5.json``.
+    """
+    said = []
+    for key in dict.fromkeys((one['task'], one['name']) for one in comparisons):
+        mine = [one for one in comparisons if (one['task'], one['name']) == key]
+        better, worse = (
+            [
+                f'{one["class"]} ({100 * one["difference"]:+.1f})'
+                for one in sorted(mine, key=lambda one: -abs(one['difference']))
+                if one['p_holm'] < 0.05 and one['difference'] * sign > 0
+            ]
+            for sign in (1, -1)
+        )
+        parts = [
+            f'{word} in {", ".join(some)}' for word, some in (('better', better), ('worse', worse)) if some
+        ]
+        found = '; '.join(parts) or f'no single class of {len(mine)} is resolved'
+        said.append(f'{key[1]}, {"detection" if key[0] == "det" else "segmentation"}: {found}')
+    return said
 
 
 def _class_figures(table5: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -225,7 +225,7 @@ def run_transfer(
         options: how to fine-tune.
 
     Returns:
-        The content of each run's ``result.json``, by backbone and seed.
+        The content of each run's ``result.json`` with its ``work_dir``, by backbone and seed.
 
     Raises:
         InputError: anything the user can mend; found before the first run starts, as far as that is possible.
@@ -252,7 +252,10 @@ def run_transfer(
             print(f'{run.work_dir}: finished before', flush=True)
     title = f'{task} on {dataset}: {len(waiting)} of {len(runs)} runs to do'
     _run_all(title, waiting, options)
-    return [json.loads((run.work_dir / 'result.json').read_text()) for run in runs]
+    return [
+        json.loads((run.work_dir / 'result.json').read_text()) | {'work_dir': str(run.work_dir)}
+        for run in runs
+    ]
 
 
 def _config_for(task: Task, arch: str | None, options: Options) -> str:

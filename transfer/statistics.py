@@ -2,34 +2,38 @@
 
 Runs with several seeds give a t interval, paired where both backbones were run with the same seeds and
 Welch's where not. The test images are a sample too: :mod:`transfer.bootstrap` gives their part of the
-uncertainty, and :func:`combined` puts both together. All distributions are SciPy's.
+uncertainty, and an :class:`Interval` puts both together. Resampling the seeds as well would give intervals
+that are too short with the three to ten seeds that people run. All distributions are SciPy's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
 
 LEVEL = 0.95
 POWER = 0.8
 # Beyond this many runs the answer is "do not try".
 _MOST_RUNS = 100_000
+_QUANTILES = 2000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval, in the unit of the metric.
+    """A difference with its confidence interval, in the unit of the metric.
 
     Args:
-        value: the estimate.
-        error: its standard error.
-        df: degrees of freedom of the t distribution; ``inf`` for a normal one.
+        value: the difference.
+        error: its standard error over the seeds; 0 if they are not sampled.
+        df: degrees of freedom of the t distribution that belongs to ``error``.
         runs: number of runs of the backbone and of the baseline.
         paired: whether the runs were compared seed by seed.
+        image_error: its standard error over the test images; 0 if they are taken as given.
         level: confidence level.
     """
 
@@ -38,12 +42,13 @@ class Interval:
     df: float
     runs: tuple[int, int]
     paired: bool = False
+    image_error: float = 0.0
     level: float = LEVEL
 
     @property
     def reach(self) -> float:
         """Half of the interval's width."""
-        return float(stats.t.ppf((1 + self.level) / 2, self.df)) * self.error
+        return _reach(self.level, self.error, self.df, self.image_error)
 
     @property
     def low(self) -> float:
@@ -57,10 +62,25 @@ class Interval:
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of no difference."""
-        if self.error == 0:
-            return 1.0 if self.value == 0 else 0.0
-        return float(2 * stats.t.sf(abs(self.value) / self.error, self.df))
+        """Two-sided p-value of no difference: the level at which the interval would just reach 0."""
+        size = abs(self.value)
+        if size == 0 or self.error == self.image_error == 0:
+            return float(size == 0)
+        if self.image_error == 0:
+            return float(2 * stats.t.sf(size / self.error, self.df))
+        # In its logarithm, so that small ones are found as well.
+        excess = lambda log_p: _reach(1 - 10.0**log_p, self.error, self.df, self.image_error) - size  # noqa: E731
+        return 10.0 ** brentq(excess, -15, 0) if excess(-15) > 0 else 1e-15
+
+
+def _reach(level: float, error: float, df: float, image_error: float) -> float:
+    """Half of an interval's width: that over seeds (t) and that over images (normal), added in squares.
+
+    With few runs a t distribution of Satterthwaite's degrees of freedom for the sum of both would make it too
+    short: in ``tools/calibrate.py`` 92% instead of 95% with three runs each.
+    """
+    quantile = (1 + level) / 2
+    return math.hypot(stats.t.ppf(quantile, df) * error, stats.norm.ppf(quantile) * image_error)
 
 
 def seed_difference(
@@ -82,79 +102,63 @@ def seed_difference(
     if runs.keys() == baseline.keys():
         change = np.array([runs[seed] - baseline[seed] for seed in runs])
         error = float(change.std(ddof=1) / math.sqrt(len(change)))
-        return Interval(float(change.mean()), error, len(change) - 1, counts, True, level)
+        return Interval(float(change.mean()), error, len(change) - 1, counts, paired=True, level=level)
     ours, theirs = np.array(list(runs.values())), np.array(list(baseline.values()))
     squared = np.array([ours.var(ddof=1) / len(ours), theirs.var(ddof=1) / len(theirs)])
-    df = _satterthwaite(squared, np.array(counts) - 1.0)
+    # Welch 1947, Satterthwaite 1946.
+    parts = (squared**2 / (np.array(counts) - 1)).sum()
+    df = squared.sum() ** 2 / parts if parts else min(counts) - 1
     value = float(ours.mean() - theirs.mean())
-    return Interval(value, float(math.sqrt(squared.sum())), df, counts, False, level)
+    return Interval(value, float(math.sqrt(squared.sum())), df, counts, level=level)
 
 
-def combined(seeds: Interval, image_error: float) -> Interval:
-    """Add the test images' part of the uncertainty to that of the seeds.
-
-    Runs of one backbone share their test images, so more seeds do not make that part smaller. The two parts
-    are taken as independent and their variances added. Resampling the seeds as well instead would give
-    intervals that are too short with the three to ten seeds that people run: the spread of n resampled values
-    is (n - 1) / n of the variance, and it knows of no t distribution.
-
-    Args:
-        seeds: :func:`seed_difference`.
-        image_error: standard error over the test images (:func:`transfer.bootstrap.image_error`).
-    """
-    squared = np.array([seeds.error**2, image_error**2])
-    df = _satterthwaite(squared, np.array([seeds.df, math.inf]))
-    return replace(seeds, error=float(math.sqrt(squared.sum())), df=df)
-
-
-def _satterthwaite(squared: np.ndarray, df: np.ndarray) -> float:
-    """Degrees of freedom of a sum of squared standard errors (Welch 1947, Satterthwaite 1946)."""
-    if not squared.any():
-        return float(df.min())
-    return float(squared.sum() ** 2 / (squared**2 / df).sum()) if (squared**2 / df).any() else math.inf
-
-
-def power(difference: float, interval: Interval, runs: int) -> float:
-    """Probability that ``runs`` runs each find a true ``difference``, as scattered as those of ``interval``.
-
-    It is that of the t test over seeds: the part of the test images is not in it, because no number of runs
-    would remove it.
+def power(difference: float, seeds: Interval, runs: int, image_error: float = 0.0) -> float:
+    """Probability that ``runs`` runs each find a true ``difference``.
 
     Args:
         difference: the true difference, in the unit of the metric.
-        interval: a :func:`seed_difference`.
+        seeds: a :func:`seed_difference`, for the scatter of the runs.
         runs: number of runs each, at least 2.
+        image_error: standard error over the test images, which no number of runs makes smaller.
     """
-    # The scatter of one run's difference; for Welch exact if both have equally many runs.
-    scatter = interval.error * math.sqrt(_effective(interval.runs))
-    df = runs - 1 if interval.paired else 2 * (runs - 1)
-    critical = stats.t.ppf((1 + interval.level) / 2, df)
-    if scatter == 0:
+    # Of the difference of one run each; for Welch exact if both have equally many runs.
+    error = seeds.error * math.sqrt(_effective(seeds.runs) / runs)
+    whole = math.hypot(error, image_error)
+    if whole == 0:
         return float(difference != 0)
-    shift = abs(difference) * math.sqrt(runs) / scatter
-    return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))
+    # The test goes by the scatter that it finds: the mean over what that may be.
+    df = (1 if seeds.paired else 2) * (runs - 1)
+    found = np.sqrt(stats.chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, df) / df) * error
+    quantile = (1 + seeds.level) / 2
+    reach = np.hypot(stats.t.ppf(quantile, df) * found, stats.norm.ppf(quantile) * image_error)
+    size = abs(difference)
+    return float((stats.norm.sf((reach - size) / whole) + stats.norm.cdf((-reach - size) / whole)).mean())
 
 
-def runs_needed(difference: float, interval: Interval, wanted: float = POWER) -> int | None:
+def runs_needed(
+    difference: float, seeds: Interval, image_error: float = 0.0, wanted: float = POWER
+) -> int | None:
     """The least number of runs each that find a true ``difference`` with probability ``wanted``.
 
     Args:
         difference: the true difference, in the unit of the metric.
-        interval: a :func:`seed_difference`, for the scatter of the runs.
+        seeds: a :func:`seed_difference`, for the scatter of the runs.
+        image_error: standard error over the test images.
         wanted: the power asked for.
 
     Returns:
-        At least 2; ``None`` if more than 100,000 runs would be needed, as for no difference at all.
+        At least 2; ``None`` if 100,000 runs are too few: there is no difference, or not on so few images.
     """
-    if difference == 0 or power(difference, interval, _MOST_RUNS) < wanted:
+    if difference == 0 or power(difference, seeds, _MOST_RUNS, image_error) < wanted:
         return None
     low, high = 1, 2
-    while power(difference, interval, high) < wanted:
+    while power(difference, seeds, high, image_error) < wanted:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(difference, interval, middle) >= wanted else (middle, high)
-    return max(high, 2)
+        enough = power(difference, seeds, middle, image_error) >= wanted
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 def _effective(runs: tuple[int, int]) -> float:
@@ -187,32 +191,29 @@ class Verdict:
     text: str
 
 
-def verdict(name: str, metric: str, seeds: Interval | None, whole: Interval | None) -> Verdict:
+def verdict(name: str, metric: str, interval: Interval | None) -> Verdict:
     """Say in words whether a difference to the baseline is real.
 
     Args:
         name: the backbone.
-        metric: what to call the metric; its unit is points of 0 to 1, written as percent.
-        seeds: difference over seeds, ``None`` with a single run on a side.
-        whole: the interval to judge by: seeds and images, or the one there is; ``None`` without any.
+        metric: what to call the metric; it is in fractions, written as percent.
+        interval: the difference over seeds, over images or over both; ``None`` without either.
     """
-    if whole is None:
-        return Verdict('unknown', f'{metric}: one run each and no stored predictions: no uncertainty known')
-    difference = f'{100 * whole.value:+.1f} {metric}'
-    bounds = f'{whole.level:.0%} CI [{100 * whole.low:.1f}, {100 * whole.high:.1f}]'
-    resolved = whole.low > 0 or whole.high < 0
-    kind = ('better' if whole.value > 0 else 'worse') if resolved else 'not resolved'
-    lead = f'{name} {kind}' if resolved else kind
-    if seeds is None:
-        caution = 'over the test images only: one run each, how much runs scatter is not known'
-        return Verdict(kind, f'{lead}: {difference}, {bounds} {caution}')
-    text = f'{lead}: {difference}, {bounds}, {whole.runs[0]}+{whole.runs[1]} runs'
+    if interval is None:
+        return Verdict('unknown', f'{name} unknown: {metric}, one run each and no predictions stored')
+    resolved = interval.low > 0 or interval.high < 0
+    kind = ('better' if interval.value > 0 else 'worse') if resolved else 'not resolved'
+    bounds = f'{interval.level:.0%} CI [{100 * interval.low:.1f}, {100 * interval.high:.1f}]'
+    text = f'{name} {kind}: {100 * interval.value:+.1f} {metric}, {bounds}'
+    if min(interval.runs) < 2:
+        return Verdict(
+            kind, f'{text} over test images only; a single run: how much runs scatter is not known'
+        )
+    text += f', {interval.runs[0]}+{interval.runs[1]} runs'
     if not resolved:
-        needed = runs_needed(whole.value, seeds)
+        needed = runs_needed(interval.value, interval, interval.image_error)
         if needed is None:
-            text += '; no number of runs would resolve so small a difference'
-        elif needed > min(whole.runs):
-            text += f'; about {needed} runs each would resolve a true {100 * whole.value:+.1f}'
+            text += '; so small a difference cannot be resolved on these test images, by any number of runs'
         else:
-            text += '; more test images would be needed, not more runs'
+            text += f'; about {needed} runs each would resolve a true {100 * interval.value:+.1f}'
     return Verdict(kind, text)

@@ -78,7 +78,7 @@ class Row:
 def collect(root: str | Path, first: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Read every ``<task>_<dataset>/<name>/seed<k>/result.json`` under a transfer work dir.
 
-    Those of the backbones ``first`` come first, in that order.
+    Those of the backbones ``first`` come first, in that order. Each gets its folder, as ``work_dir``.
 
     Raises:
         InputError: ``root`` is missing, or a result does not parse or lacks an entry.
@@ -99,7 +99,7 @@ def collect(root: str | Path, first: Iterable[str] = ()) -> list[dict[str, Any]]
             raise InputError(
                 f'{path} lacks {", ".join(sorted(missing))}; delete it and run tools/transfer.sh again'
             )
-        results.append(result)
+        results.append(result | {'work_dir': str(path.parent)})
     places = {name: place for place, name in enumerate(first)}
     return sorted(results, key=lambda one: places.get(one['name'], len(places)))
 

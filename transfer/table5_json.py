@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from sd_pretrain.cli import InputError
+from transfer.evidence import compare, compare_classes, verdict_lines
 from transfer.table import PAPER_ARCH, Row, format_rows, rows
 
 SCHEMA = 1
@@ -29,7 +30,8 @@ def build_table5(
     """Make the content of ``table5.json`` from the results of fine-tuning.
 
     Args:
-        results: contents of ``result.json`` files (:func:`transfer.table.collect`).
+        results: contents of ``result.json`` files (:func:`transfer.table.collect`); with their ``work_dir``
+            the verdicts count the test images as a sample too.
         data: ``'demo'`` or ``'real'``.
         stages: ``{'name', 'seconds'}`` of each stage, in the order they ran.
         pretrain: for each backbone's name ``top1``, ``top5`` (fractions) and ``seconds``, where known.
@@ -61,11 +63,31 @@ def build_table5(
         'schema': SCHEMA,
         'data': data,
         'backbones': backbones,
+        'comparisons': [one.as_json() for one in compare(results, baseline)],
+        'class_comparisons': _class_comparisons(results, [one['name'] for one in backbones]),
         'stages': list(stages),
         'seconds': total,
     }
     validate_table5(table5)
     return table5
+
+
+def _class_comparisons(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every class of every backbone but the first, against that one; p-values adjusted for their number."""
+    return [
+        {
+            'name': name,
+            'task': task,
+            'class': one.name,
+            'difference': one.interval.value,
+            'low': one.interval.low,
+            'high': one.interval.high,
+            'p_holm': one.p,
+        }
+        for task in TASKS
+        for name in names[1:]
+        for one in compare_classes(results, name, names[0], task)
+    ]
 
 
 def _entry(row: Row, metric: str, results: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -190,6 +212,8 @@ def table5_markdown(table5: Mapping[str, Any]) -> str:
     table, *below = format_rows(table5_rows(table5), 'markdown', is_papers_setting(table5)).split('\n\n')
     parts = [f'# Table 5 on {what}', table, *below[:-1]]
     parts.append('\n'.join(f'- {note}' for note in below[-1].splitlines()))
+    said = verdict_lines(table5.get('comparisons', ()))
+    parts += ['## Verdicts', '\n'.join(f'- {line}' for line in said)] if said else []
     files = [
         f'| {one["name"]} | `{one.get("checkpoint")}` | `{one.get("sha256")}` |'
         for one in table5['backbones']

@@ -84,8 +84,18 @@ def test_every_resample_draws_as_many_images_as_there_are():
 
 
 def test_error_over_images_is_that_of_the_difference_of_the_means():
-    rng = np.random.default_rng(0)
-    hard = rng.normal(0, 1, 400)
-    ours, theirs = [hard + 1, hard + 3], [hard]
-    assert image_error(ours, theirs) == pytest.approx(0, abs=1e-12), 'what is hard for both cancels'
+    hard = np.random.default_rng(0).normal(0, 1, 400)
+    assert image_error([hard + 1], [hard]) == pytest.approx(0, abs=1e-12), 'what is hard for both cancels'
     assert image_error([hard], [-hard]) == pytest.approx(2 * hard.std(ddof=1))
+
+
+@pytest.mark.parametrize('paired', [False, True])
+def test_what_is_single_runs_luck_with_images_is_left_to_the_spread_over_seeds(paired):
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 1, 20_000)
+    luck = rng.normal(0, 2, (8, 20_000))
+    ours, theirs = shared + luck[:4], luck[4:]
+    assert image_error(ours, theirs, paired) == pytest.approx(1, abs=0.1)
+    assert image_error(luck[:4], theirs, paired) < 0.5
+    whole = np.sqrt(1 + 8 / 1)
+    assert image_error(ours[:1], theirs[:1], paired) == pytest.approx(whole, rel=0.05), 'one run keeps it'

@@ -11,7 +11,7 @@ from sd_pretrain.cli import InputError
 from transfer.curves import read_curves
 from transfer.draw import Detection, classes_in, draw_boxes, draw_mask
 from transfer.provenance import collect_provenance
-from transfer.report import duration, write_report
+from transfer.report import duration, resolved_classes, write_report
 from transfer.samples import Panel, Sample, choose
 from transfer.table5_json import build_table5
 
@@ -207,7 +207,7 @@ def test_report_is_sound_html_for_everyone(report):
     assert all(one['alt'].startswith('Image 000001, ') for one in page.all('img'))
     assert len(page.all('img')) == 3
     charts = [attrs for _, attrs in page.tags if attrs.get('role') == 'img']
-    assert len(charts) == len(page.all('svg')) == 5
+    assert len(charts) == len(page.all('svg')) == 6
     assert all(one['aria-label'] for one in charts)
     assert 'prefers-color-scheme: dark' in report
     assert 'S<D' not in report
@@ -216,13 +216,20 @@ def test_report_is_sound_html_for_everyone(report):
 def test_mini_generation_boundary_is_drawn_in_every_curve(report):
     charts = re.findall(r'<svg.*?</svg>', report, flags=re.S)
     # In the page's ink and dashed, unlike grid lines; one in each of the three charts over epochs.
-    assert [len(re.findall(r'stroke-dasharray[^"]*stroke: var\(--ink\)', one)) for one in charts] == [
-        1,
-        1,
-        1,
-        0,
-        0,
+    dashed = [len(re.findall(r'stroke-dasharray[^"]*stroke: var\(--ink\)', one)) for one in charts]
+    # After the differences the three over epochs, then the classes of both tasks.
+    assert dashed == [0, 1, 1, 1, 0, 0]
+
+
+def test_classes_that_differ_are_named_with_their_difference():
+    def one(name, difference, p):
+        return {'name': 'SD', 'task': 'det', 'class': name, 'difference': difference, 'p_holm': p}
+
+    found = [one('cat', 0.02, 0.01), one('dog', 0.1, 0.001), one('cow', -0.03, 0.04), one('bus', 0.5, 0.06)]
+    assert resolved_classes(found) == [
+        'SD, detection: better in dog (+10.0), cat (+2.0); worse in cow (-3.0)'
     ]
+    assert resolved_classes(found[3:]) == ['SD, detection: no single class of 1 is resolved']
 
 
 def test_colours_all_come_from_the_page(report):

@@ -231,7 +231,9 @@ def test_two_backbones_from_checkpoints_to_table(in_repo, checkpoints, write_tin
     assert second.count('finished before') == 2
     assert {name: path.read_text() for name, path in results.items()} == written
     table = [line for line in first.stdout.splitlines() if line.startswith(('A ', 'B '))]
-    assert len(table) == 2 and all(line in second for line in table)
+    # Two rows, and the verdict on B.
+    assert len(table) == 3 and 'mIoU, 95% CI [' in table[-1]
+    assert all(line in second for line in table)
 
     # What cannot stand in one table is known before it runs.
     other = [*command[2:], f'C={checkpoints["A"]}']

@@ -1,12 +1,13 @@
 """Intervals, power and verdicts: against SciPy's own tests, textbook values and simulation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from transfer.statistics import Interval, combined, holm, power, runs_needed, seed_difference, verdict
+from transfer.statistics import Interval, holm, power, runs_needed, seed_difference, verdict
 
 
 def runs(*values, first=0):
@@ -38,12 +39,21 @@ def test_a_single_run_has_no_interval():
     assert seed_difference(runs(0.7), runs(0.6, 0.7)) is None
 
 
-def test_images_add_their_variance_and_soften_the_small_sample():
+def test_images_widen_the_interval_by_their_own():
     seeds = seed_difference(runs(0.72, 0.75, 0.74), runs(0.70, 0.74, 0.71))
-    both = combined(seeds, 0.02)
-    assert both.error == pytest.approx(math.hypot(seeds.error, 0.02))
-    assert both.df == pytest.approx(both.error**4 / (seeds.error**4 / seeds.df))
-    assert combined(seeds, 0.0) == seeds
+    both = replace(seeds, image_error=0.02)
+    assert both.reach == pytest.approx(math.hypot(seeds.reach, 1.959964 * 0.02))
+    images = Interval(0.03, 0.0, math.inf, (1, 1), image_error=0.02)
+    assert images.p == pytest.approx(2 * stats.norm.sf(1.5))
+
+
+@pytest.mark.parametrize('image_error', [0.0, 0.004, 0.02])
+def test_p_is_below_5_percent_where_the_interval_excludes_zero(image_error):
+    for value in (0.001, 0.01, 0.03, 0.2):
+        one = Interval(value, 0.005, 4, (5, 5), True, image_error)
+        assert (one.p < 0.05) == (one.low > 0)
+        just = replace(one, level=1 - one.p)
+        assert just.low == pytest.approx(0, abs=1e-6)
 
 
 def test_runs_without_any_scatter():
@@ -59,6 +69,12 @@ def test_power_is_how_often_simulated_runs_find_the_difference(paired):
     rng = np.random.default_rng(0)
     number, scatter, true = 6, 0.005, 0.008
     pilot = Interval(true, scatter * math.sqrt(2 / number), 2 * (number - 1), (number, number), paired)
+    df = (1 if paired else 2) * (number - 1)
+    shift = true / pilot.error
+    exact = stats.nct.sf(stats.t.ppf(0.975, df), df, shift) + stats.nct.cdf(
+        -stats.t.ppf(0.975, df), df, shift
+    )
+    assert power(true, pilot, number) == pytest.approx(exact, abs=1e-3)
     ours, theirs = rng.normal(true, scatter, (4000, number)), rng.normal(0, scatter, (4000, number))
     test = stats.ttest_rel if paired else stats.ttest_ind
     rate = (test(ours, theirs, axis=1).pvalue < 0.05).mean()
@@ -86,35 +102,29 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def interval(value, error, df=8.0, counts=(5, 5)):
-    return Interval(value, error, df, counts)
+def interval(value, error, df=8.0, counts=(5, 5), image_error=0.0):
+    return Interval(value, error, df, counts, image_error=image_error)
 
 
 def test_verdicts_in_words():
-    better = interval(0.013, 0.003)
-    assert verdict('SD', 'mAP', better, better).text == 'SD better: +1.3 mAP, 95% CI [0.6, 2.0], 5+5 runs'
-    worse = interval(-0.013, 0.003)
-    assert verdict('SD', 'mAP', worse, worse).kind == 'worse'
-    open_question = interval(0.003, 0.0035)
-    said = verdict('SD', 'mAP', open_question, open_question)
-    needed = runs_needed(0.003, open_question)
+    better = verdict('SD', 'mAP', interval(0.013, 0.003))
+    assert better.text == 'SD better: +1.3 mAP, 95% CI [0.6, 2.0], 5+5 runs'
+    assert verdict('SD', 'mAP', interval(-0.013, 0.003)).kind == 'worse'
+    pilot = interval(0.003, 0.0035)
+    said, needed = verdict('SD', 'mAP', pilot), runs_needed(0.003, pilot)
     assert said.kind == 'not resolved' and needed > 5
     assert said.text.endswith(f'5+5 runs; about {needed} runs each would resolve a true +0.3')
 
 
 def test_verdicts_that_more_runs_would_not_change():
-    seeds = interval(0.003, 0.0001)
-    assert verdict('SD', 'mAP', seeds, combined(seeds, 0.01)).text.endswith(
-        'more test images would be needed, not more runs'
-    )
-    nothing = interval(0.0, 0.001)
-    assert verdict('SD', 'mAP', nothing, nothing).text.endswith(
-        'no number of runs would resolve so small a difference'
-    )
+    few_images = interval(0.003, 0.0001, image_error=0.01)
+    for one in (few_images, interval(0.0, 0.001)):
+        said = verdict('SD', 'mAP', one)
+        assert said.text.endswith('cannot be resolved on these test images, by any number of runs')
 
 
 def test_verdicts_with_one_run_each():
-    images = Interval(0.013, 0.003, math.inf, (1, 1))
-    said = verdict('SD', 'mAP', None, images)
-    assert said.kind == 'better' and 'over the test images only: one run each' in said.text
-    assert verdict('SD', 'mAP', None, None).kind == 'unknown'
+    images = Interval(0.013, 0.0, math.inf, (1, 1), image_error=0.003)
+    said = verdict('SD', 'mAP', images)
+    assert said.kind == 'better' and 'over test images only; a single run' in said.text
+    assert verdict('SD', 'mAP', None).kind == 'unknown'

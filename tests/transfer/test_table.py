@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -147,7 +148,10 @@ def test_collect_reads_every_finished_run(tmp_path):
         path.write_text(json.dumps(one))
     (tmp_path / 'det_voc07' / 'SD' / 'seed2').mkdir()
     found = collect(tmp_path)
+    folders = [Path(one.pop('work_dir')) for one in found]
     assert sorted(map(json.dumps, found)) == sorted(map(json.dumps, TWO_SEEDS))
+    assert all((folder / 'result.json').is_file() for folder in folders)
+    assert next(one['name'] for one in collect(tmp_path, first=['SD', 'BL'])) == 'SD'
 
     path.write_text('{')
     with pytest.raises(InputError, match=r'SD/seed0/result.json does not parse'):

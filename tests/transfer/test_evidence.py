@@ -1,0 +1,123 @@
+"""Results and stored predictions to intervals and verdicts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sd_pretrain.cli import InputError
+from transfer.bootstrap import (
+    Detections,
+    Overlaps,
+    resampled_ap,
+    resampled_iou,
+    resampled_map,
+    resampled_miou,
+)
+from transfer.evidence import compare, compare_classes
+from transfer.predictions import save_predictions
+from transfer.statistics import holm, seed_difference
+
+IMAGES = [f'{number:06d}' for number in range(60)]
+METRIC = {'det': 'mAP_11point', 'seg': 'mIoU'}
+
+
+def detections(rng, quality):
+    """One box of one of two classes in each image; found or not, and false alarms."""
+    label = rng.integers(0, 2, len(IMAGES))
+    boxes = np.eye(2, dtype=int)[label]
+    image = np.tile(np.arange(len(IMAGES)), 2)
+    hit = np.concatenate([rng.random(len(IMAGES)) < quality, np.zeros(len(IMAGES), bool)])
+    found = np.concatenate([label, rng.integers(0, 2, len(IMAGES))])
+    score = rng.random(2 * len(IMAGES)) + 0.3 * hit
+    order = np.lexsort((-score, found))
+    return Detections(image[order], found[order], score[order], hit[order], boxes)
+
+
+def overlaps(rng, quality):
+    union = rng.integers(50, 100, (len(IMAGES), 3))
+    share = np.clip(rng.normal(quality, 0.2, union.shape), 0, 1)
+    return Overlaps((union * share).astype(int), union)
+
+
+def run(folder, name, task, seed, quality, images=IMAGES, stored=True):
+    """A result as fine-tuning leaves it, with the predictions that have its metric."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    found = (detections if task == 'det' else overlaps)(rng, quality)
+    once = np.ones((1, len(IMAGES)), np.float32)
+    value = resampled_map(found, once, '11points') if task == 'det' else resampled_miou(found, once)
+    work_dir = folder / task / name / f'seed{seed}'
+    work_dir.mkdir(parents=True)
+    if stored:
+        save_predictions(work_dir, found, images)
+    each = resampled_ap(found, once, '11points') if task == 'det' else resampled_iou(found, once)
+    return {
+        'name': name,
+        'task': task,
+        'seed': seed,
+        'metrics': {METRIC[task]: float(value[0])},
+        'per_class': {f'class {label}': float(one) for label, one in enumerate(each[0])},
+        'work_dir': str(work_dir),
+    }
+
+
+@pytest.mark.parametrize('task', ['det', 'seg'])
+def test_one_run_each_is_judged_over_the_images_alone(tmp_path, task):
+    results = [run(tmp_path, 'BL', task, 0, 0.4), run(tmp_path, 'SD', task, 0, 0.8)]
+    (one,) = compare(results)
+    assert (one.name, one.metric) == ('SD', METRIC[task])
+    assert one.value == pytest.approx(results[1]['metrics'][one.metric] - results[0]['metrics'][one.metric])
+    assert one.interval.error == 0 and 0 < one.interval.low < one.value < one.interval.high
+    assert one.verdict.kind == 'better' and 'a single run' in one.verdict.text
+    assert one.as_json()['over_images'] and not one.as_json()['over_seeds']
+
+
+def test_seeds_and_images_are_put_together(tmp_path):
+    results = [
+        run(tmp_path, name, 'seg', seed, quality)
+        for name, quality in (('BL', 0.50), ('SD', 0.51))
+        for seed in range(3)
+    ]
+    (one,) = compare(results, resamples=200)
+    assert one.interval.runs == (3, 3) and one.interval.paired
+    seeds = [{run['seed']: run['metrics']['mIoU'] for run in part} for part in (results[3:], results[:3])]
+    assert one.interval == replace(seed_difference(*seeds), image_error=one.interval.image_error)
+    assert one.interval.image_error > 0
+    assert one.verdict.kind == 'not resolved'
+
+
+def test_without_stored_predictions_the_seeds_remain(tmp_path):
+    results = [
+        run(tmp_path, n, 'seg', s, q, stored=s == 0) for n, q in (('BL', 0.4), ('SD', 0.6)) for s in (0, 1)
+    ]
+    (one,) = compare(results)
+    assert one.interval.image_error == 0 < one.interval.error
+    (one,) = compare([results[1], results[3]])
+    assert one.interval is None and one.verdict.kind == 'unknown'
+
+
+def test_different_test_images_are_refused(tmp_path):
+    results = [
+        run(tmp_path, 'BL', 'det', 0, 0.5),
+        run(tmp_path, 'SD', 'det', 0, 0.5, images=[f'other{name}' for name in IMAGES]),
+    ]
+    with pytest.raises(InputError, match='tested on different images'):
+        compare(results)
+
+
+@pytest.mark.parametrize('task', ['det', 'seg'])
+@pytest.mark.parametrize('seeds', [1, 3])
+def test_classes_are_compared_with_holms_correction(tmp_path, task, seeds):
+    results = [run(tmp_path, n, task, s, q) for n, q in (('BL', 0.3), ('SD', 0.9)) for s in range(seeds)]
+    found = compare_classes(results, 'SD', 'BL', task)
+    assert [one.name for one in found] == list(results[0]['per_class'])
+    means = [
+        np.mean([list(one['per_class'].values()) for one in part], 0)
+        for part in (results[seeds:], results[:seeds])
+    ]
+    assert [one.interval.value for one in found] == pytest.approx(list(means[0] - means[1]))
+    assert [one.p for one in found] == holm([one.interval.p for one in found])
+    if seeds == 1:
+        assert all(one.interval.image_error > 0 and one.p < 0.05 for one in found)
+    results[0].pop('work_dir')
+    assert len(compare_classes(results, 'SD', 'BL', task)) == (0 if seeds == 1 else len(found))

@@ -1,0 +1,234 @@
+"""From results to evidence: for each backbone and metric a difference, its interval and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from sd_pretrain.cli import InputError
+from transfer.bootstrap import (
+    RESAMPLES,
+    draw,
+    image_error,
+    resampled_ap,
+    resampled_iou,
+    resampled_map,
+    resampled_miou,
+)
+from transfer.predictions import load_predictions
+from transfer.statistics import LEVEL, Interval, Verdict, holm, seed_difference, verdict
+from transfer.table import METRICS, Row, rows
+
+# The task whose runs have the metric, and its value in every resample of the test images.
+_RESAMPLED: dict[str, tuple[str, Callable[[Any, np.ndarray], np.ndarray]]] = {
+    'mAP_11point': ('det', partial(resampled_map, mode='11points')),
+    'mAP_area': ('det', partial(resampled_map, mode='area')),
+    'mIoU': ('seg', resampled_miou),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A backbone against the baseline in one metric (fractions).
+
+    Args:
+        name: the backbone.
+        metric: the metric, a key of :data:`transfer.table.METRICS`.
+        value: difference of the means.
+        interval: over the seeds where both have several, and over the test images where the predictions of
+            all runs are stored; ``None`` without either.
+        verdict: in words.
+    """
+
+    name: str
+    metric: str
+    value: float
+    interval: Interval | None
+    verdict: Verdict
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``table5.json`` says of it: ``low`` and ``high`` are ``null`` where they are not known."""
+        interval = self.interval
+        return {
+            'name': self.name,
+            'metric': self.metric,
+            'difference': self.value,
+            'low': None if interval is None else interval.low,
+            'high': None if interval is None else interval.high,
+            'level': LEVEL,
+            'runs': None if interval is None else list(interval.runs),
+            'over_seeds': interval is not None and interval.error > 0,
+            'over_images': interval is not None and interval.image_error > 0,
+            'verdict': self.verdict.kind,
+            'text': self.verdict.text,
+        }
+
+
+def compare(
+    results: Sequence[Mapping[str, Any]], baseline: str | None = None, resamples: int = RESAMPLES
+) -> list[Comparison]:
+    """Compare every backbone with the baseline, metric by metric.
+
+    Args:
+        results: contents of ``result.json`` files, each with its ``work_dir``
+            (:func:`transfer.table.collect`).
+        baseline: name of the baseline; default: the first result's.
+        resamples: number of bootstrap resamples of the test images.
+
+    Raises:
+        InputError: see :func:`transfer.table.rows`; or runs of one task were tested on different images.
+    """
+    base, *others = rows(results, baseline)
+    images = _ImageSample(results, resamples)
+    return [
+        _comparison(row, base, metric, images)
+        for metric in METRICS
+        for row in others
+        if row.values.get(metric) and base.values.get(metric)
+    ]
+
+
+@dataclass(frozen=True)
+class ClassDifference:
+    """A class in which a backbone differs from the baseline (fractions).
+
+    Args:
+        name: the class.
+        interval: the difference of its AP or IoU over seeds, images or both.
+        p: p-value of no difference, adjusted for looking at all classes (Holm).
+    """
+
+    name: str
+    interval: Interval
+    p: float
+
+
+def compare_classes(
+    results: Sequence[Mapping[str, Any]],
+    name: str,
+    baseline: str,
+    task: str,
+    resamples: int = RESAMPLES,
+) -> list[ClassDifference]:
+    """Compare a backbone with the baseline class by class.
+
+    Args:
+        results: as for :func:`compare`.
+        name: the backbone.
+        baseline: the baseline.
+        task: ``'det'`` (11-point AP) or ``'seg'`` (IoU).
+        resamples: number of bootstrap resamples of the test images.
+
+    Returns:
+        One entry for each class that all runs have a value of; none where no uncertainty is known.
+
+    Raises:
+        InputError: runs of the task were tested on different images.
+    """
+    runs = {
+        one: sorted((r for r in results if r['name'] == one and r['task'] == task), key=lambda r: r['seed'])
+        for one in (name, baseline)
+    }
+    every = [run for part in runs.values() for run in part]
+    if not all(runs.values()) or not all(run.get('per_class') for run in every):
+        return []
+    images = _ImageSample(results, resamples)
+    resampled = {one: images.classes(part, task) for one, part in runs.items()}
+    found = []
+    for label in every[0]['per_class']:
+        if any(label not in run['per_class'] for run in every):
+            continue
+        ours, theirs = ({run['seed']: run['per_class'][label] for run in part} for part in runs.values())
+        known = None not in resampled.values()
+        again = [[one[label] for one in part] for part in resampled.values()] if known else None
+        interval = _interval(ours, theirs, again)
+        if interval is not None:
+            found.append((label, interval))
+    adjusted = holm([interval.p for _, interval in found])
+    return [ClassDifference(*pair, p) for pair, p in zip(found, adjusted, strict=True)]
+
+
+def _interval(
+    ours: Mapping[int, float], theirs: Mapping[int, float], resampled: Sequence[Sequence[np.ndarray]] | None
+) -> Interval | None:
+    """The interval of a difference over what is known: seeds, images (``resampled`` of both) or both."""
+    seeds = seed_difference(ours, theirs)
+    if resampled is None:
+        return seeds
+    error = image_error(*resampled, paired=seeds is not None and seeds.paired)
+    value = float(np.mean(list(ours.values())) - np.mean(list(theirs.values())))
+    return replace(seeds or Interval(value, 0.0, np.inf, (len(ours), len(theirs))), image_error=error)
+
+
+def verdict_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The verdicts in words, one line each (:meth:`Comparison.as_json`)."""
+    return [one['text'] for one in comparisons]
+
+
+def _comparison(row: Row, base: Row, metric: str, images: _ImageSample) -> Comparison:
+    resampled = [images.metric(one.name, metric) for one in (row, base)]
+    interval = _interval(row.values[metric], base.values[metric], None if None in resampled else resampled)
+    said = verdict(row.name, METRICS[metric], interval)
+    value = row.minus(base, metric).value
+    return Comparison(row.name, metric, value, interval, said)
+
+
+class _ImageSample:
+    """The metrics of all runs in the same resamples of the test images."""
+
+    def __init__(self, results: Sequence[Mapping[str, Any]], resamples: int):
+        self.results = results
+        self.resamples = resamples
+        self._counts: dict[int, np.ndarray] = {}
+        self._images: dict[str, tuple[str, tuple[str, ...]]] = {}
+        self._values: dict[tuple[str, str], list[np.ndarray] | None] = {}
+
+    def metric(self, name: str, metric: str) -> list[np.ndarray] | None:
+        """A metric of a backbone's runs, by seed, in every resample; ``None`` if a run has not stored it."""
+        if (name, metric) not in self._values:
+            task, function = _RESAMPLED[metric]
+            runs = [one for one in self.results if one['name'] == name and one['task'] == task]
+            stored = self._load(sorted(runs, key=lambda one: one['seed']), task)
+            self._values[name, metric] = stored and [function(found, counts) for found, counts in stored]
+        return self._values[name, metric]
+
+    def classes(self, runs: Sequence[Mapping[str, Any]], task: str) -> list[dict[str, np.ndarray]] | None:
+        """By class the AP or IoU of runs in every resample; ``None`` if one has stored no predictions."""
+        stored = self._load(runs, task)
+        if stored is None:
+            return None
+        by_class = []
+        for run, (found, counts) in zip(runs, stored, strict=True):
+            if task == 'det':
+                values, there = resampled_ap(found, counts, '11points'), found.boxes.sum(0) > 0
+            else:
+                values, there = resampled_iou(found, counts), found.union.sum(0) > 0
+            # A resample may have lost a rare class: it says nothing on it.
+            mean = np.nanmean(values[:, there], axis=0)
+            values = np.where(np.isnan(values[:, there]), mean, values[:, there])
+            by_class.append(dict(zip(run['per_class'], values.T, strict=True)))
+        return by_class
+
+    def _load(self, runs: Sequence[Mapping[str, Any]], task: str) -> list[tuple[Any, np.ndarray]] | None:
+        found = []
+        for run in runs:
+            stored = load_predictions(run['work_dir'], task) if run.get('work_dir') else None
+            if stored is None:
+                return None
+            where, first = self._images.setdefault(task, (run['work_dir'], stored[1]))
+            if first != stored[1]:
+                raise InputError(
+                    f'{where} and {run["work_dir"]} were tested on different images ({len(first)} and '
+                    f'{len(stored[1])}): their results cannot be compared; run one of them again'
+                )
+            found.append((stored[0], self._draw(len(first))))
+        return found
+
+    def _draw(self, images: int) -> np.ndarray:
+        if images not in self._counts:
+            self._counts[images] = draw(images, self.resamples)
+        return self._counts[images]
