@@ -15,7 +15,7 @@ from torch import Tensor
 import sd_pretrain.networks  # noqa: F401 - timm knows them from here on
 from sd_pretrain.augment import jitter, rotate
 from sd_pretrain.cli import InputError
-from sd_pretrain.losses import sd_loss
+from sd_pretrain.losses import sd_loss, top_score_difference
 from sd_pretrain.teacher import FrozenTeacher
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -31,6 +31,25 @@ def check_network(name: str) -> None:
     if not timm.is_model(name):
         close = ', '.join(difflib.get_close_matches(name, timm.list_models(), n=3)) or 'none is close'
         raise InputError(f"timm has no network '{name}' (model.network in the config); close names: {close}")
+
+
+def check_tolerance(tolerance: dict | None, num_classes: int) -> dict | None:
+    """The model's ``tolerance`` with its default filled in: five classes.
+
+    Raises:
+        InputError: it is no dict of ``weight`` and ``classes``, or one of them cannot be used.
+    """
+    if tolerance is None:
+        return None
+    found = {'classes': min(5, num_classes), **tolerance}
+    weight, classes = found.get('weight'), found['classes']
+    usable = isinstance(weight, int | float) and isinstance(classes, int) and 2 <= classes <= num_classes
+    if set(found) != {'weight', 'classes'} or not usable or weight < 0:
+        raise InputError(
+            'model.tolerance takes weight, not negative, and classes, '
+            f'2 to {num_classes}; found {dict(tolerance)}'
+        )
+    return found
 
 
 @MODELS.register_module()
@@ -103,9 +122,12 @@ class TimmClassifier(BaseModel):
         network_args: further arguments of ``timm.create_model``.
         channels_last: memory format of the weights, and of the images if the preprocessor is given as a dict.
         data_preprocessor: config of an :class:`ImageBatchPreprocessor`.
+        init_seed: draw the initial weights from this seed, whatever the run's; default: from the run's.
+        tolerance: ``weight`` and ``classes`` of :func:`sd_pretrain.losses.top_score_difference`, added to the
+            loss: the first generation of a tolerant teacher. Default: none.
 
     Raises:
-        InputError: ``timm`` has no network of this name.
+        InputError: ``timm`` has no network of this name, or ``tolerance`` is not of that form.
     """
 
     def __init__(
@@ -115,6 +137,8 @@ class TimmClassifier(BaseModel):
         network_args: dict | None = None,
         channels_last: bool = False,
         data_preprocessor: dict | None = None,
+        init_seed: int | None = None,
+        tolerance: dict | None = None,
     ):
         data_preprocessor = dict(data_preprocessor or {})
         data_preprocessor.setdefault('type', 'ImageBatchPreprocessor')
@@ -122,7 +146,13 @@ class TimmClassifier(BaseModel):
         super().__init__(data_preprocessor=data_preprocessor)
         check_network(network)
         self.arch = network
-        self.network = timm.create_model(network, num_classes=num_classes, **(network_args or {}))
+        self.num_classes = num_classes
+        self.network_args = dict(network_args or {})
+        self.tolerance = check_tolerance(tolerance, num_classes)
+        with torch.random.fork_rng(devices=[], enabled=init_seed is not None):
+            if init_seed is not None:
+                torch.default_generator.manual_seed(init_seed)
+            self.network = timm.create_model(network, num_classes=num_classes, **self.network_args)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         self.teacher: FrozenTeacher | None = None
@@ -167,7 +197,11 @@ class TimmClassifier(BaseModel):
         if mode == 'loss':
             self._count_hits(logits, labels)
             teacher_logits = None if self.teacher is None else self.teacher(inputs)
-            return sd_loss(logits, teacher_logits, labels, **self._loss_args)
+            losses = sd_loss(logits, teacher_logits, labels, **self._loss_args)
+            if self.tolerance is not None:
+                difference = top_score_difference(logits, self.tolerance['classes'])
+                losses['loss_tolerance'] = self.tolerance['weight'] * difference
+            return losses
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', found '{mode}'")
 
     def _count_hits(self, logits: Tensor, labels: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from mmengine.runner import Runner
 from sd_pretrain.chance import derive_seed
 from sd_pretrain.cli import InputError
 from sd_pretrain.losses import sd_loss
+from sd_pretrain.teacher_source import HOOK as _HOOK
+from sd_pretrain.teacher_source import identified
 
 SETTINGS_KEY = 'run_settings'
-_HOOK = 'SnapshotDistillationHook'
+_FORK = 'fork'
 
 
 class ExactResumeHook(Hook):
@@ -38,6 +41,12 @@ class ExactResumeHook(Hook):
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Let a fork keep its own seed: mmengine would take over that of the checkpoint."""
+        seed = self.settings['randomness.seed']
+        if self.settings.get(_FORK) and 'meta' in checkpoint and seed is not None:
+            checkpoint['meta']['seed'] = seed
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed this process, the dataset and the preprocessor."""
@@ -80,6 +89,9 @@ def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
     if hook.setdefault('distill', True):
         defaults = inspect.signature(sd_loss).parameters.values()
         hook = {item.name: item.default for item in defaults if item.default is not item.empty} | hook
+        teacher = hook.pop('teacher', None)
+        if teacher is not None:
+            hook |= {f'teacher.{key}': value for key, value in identified(teacher).items()}
     else:
         hook = {key: hook[key] for key in ('ends', 'distill')}
     settings = {
@@ -91,6 +103,11 @@ def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
         'train_cfg.max_epochs': cfg.train_cfg.max_epochs,
         'randomness.seed': (cfg.get('randomness') or {}).get('seed'),
     }
+    for key in ('init_seed', 'tolerance'):
+        if cfg.model.get(key) is not None:
+            settings[f'model.{key}'] = cfg.model[key]
+    if cfg.get('fork'):
+        settings[_FORK] = True
     settings |= {f'{_HOOK}.{key}': hook[key] for key in hook if key not in ('type', 'priority')}
     schedulers = cfg.get('param_scheduler') or []
     for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
@@ -98,6 +115,13 @@ def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
         settings |= {f'{name}.{key}': scheduler[key] for key in scheduler if key != 'type'}
     # Plain values: checkpoints are read without executing what is in them.
     return json.loads(json.dumps(settings, default=str))
+
+
+def _taught_from(settings: dict[str, Any]) -> float:
+    """Number of epochs before a run's first teacher."""
+    if not settings[f'{_HOOK}.distill']:
+        return math.inf
+    return settings.get(f'{_HOOK}.teacher.from_epoch', settings[f'{_HOOK}.ends'][0])
 
 
 def check_settings(
@@ -109,8 +133,10 @@ def check_settings(
         now: :func:`run_settings` of the resumed run.
         content: the checkpoint; one without settings is accepted.
         path: its path, for the message.
-        fork: let the distillation differ, as long as nothing has been taught: SE and SD with any temperature
-            are the same run up to the end of the first mini-generation.
+        fork: let the distillation and the seed differ, as long as nothing has been taught: SE, SD with any
+            temperature and a run with a teacher out of a file are the same up to where something teaches,
+            and what comes after may be drawn differently. A fork cannot be forked: its own checkpoints are
+            resumed with its own settings.
 
     Raises:
         InputError: they differ; every difference is in the message.
@@ -118,17 +144,19 @@ def check_settings(
     before = content['meta'].get(SETTINGS_KEY)
     if before is None:
         return
-    ends = f'{_HOOK}.ends'
-    if fork and content['meta']['epoch'] <= min(now[ends][0], before[ends][0]):
-        now, before = (
-            {key: value for key, value in settings.items() if key == ends or not key.startswith(_HOOK)}
-            for settings in (now, before)
-        )
+    free = {_FORK}
+    untaught = min(_taught_from(now), _taught_from(before))
+    if fork and not before.get(_FORK) and content['meta']['epoch'] <= untaught:
+        free |= {key for key in now.keys() | before.keys() if key.startswith(_HOOK)} - {f'{_HOOK}.ends'}
+        free.add('randomness.seed')
+    now, before = (
+        {key: value for key, value in settings.items() if key not in free} for settings in (now, before)
+    )
     wrong = [
         f'{key} was {before.get(key, "not set")}, now {now.get(key, "not set")}'
         for key in sorted(now.keys() | before.keys())
         # Without a pinned seed, the resumed run takes over that of the checkpoint.
-        if now.get(key) != before.get(key) and not (key == 'randomness.seed' and now[key] is None)
+        if now.get(key) != before.get(key) and not (key == 'randomness.seed' and now.get(key) is None)
     ]
     if wrong:
         raise InputError(

@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.teacher_source import HOOK, identified
 
 RESULT = 'result.json'
 # mmengine copies the whole history of every logged scalar in every iteration and stores it in every
@@ -67,7 +68,13 @@ class RunRecordHook(Hook):
 
 
 def fingerprint(cfg: Config) -> str:
-    """Hash of all settings of a run but where it reads and writes; the same settings give the same text."""
+    """Hash of all settings of a run but where it reads and writes; the same settings give the same text.
+
+    A teacher out of a file counts by its weights, not by its place.
+
+    Raises:
+        InputError: such a teacher cannot be read.
+    """
 
     def keep(value: Any) -> Any:
         if isinstance(value, dict):
@@ -76,7 +83,11 @@ def fingerprint(cfg: Config) -> str:
             return [keep(item) for item in value]
         return value
 
-    text = json.dumps(keep(cfg.to_dict()), sort_keys=True, default=str)
+    settings = keep(cfg.to_dict())
+    for hook in settings.get('custom_hooks') or []:
+        if hook.get('type') == HOOK and hook.get('teacher') is not None:
+            hook['teacher'] = identified(hook['teacher'])
+    text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

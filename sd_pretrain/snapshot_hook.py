@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.losses import sd_loss
 from sd_pretrain.schedule import check_ends, check_scheduler, mini_generation, teacher_iteration
 from sd_pretrain.teacher import FrozenTeacher
+from sd_pretrain.teacher_source import load_teacher, teacher_spec
 
 TEACHER_KEY = 'snapshot_distillation_teacher'
 
@@ -35,11 +36,15 @@ class SnapshotDistillationHook(Hook):
     costs nothing.
 
     One end is the baseline (BL), several without distillation are Snapshot Ensemble (SE), with it Snapshot
-    Distillation (SD).
+    Distillation (SD). With a ``teacher`` out of a file the snapshots are taken all the same, but that one
+    teaches, from the epoch it says to the end of the run (two-generation training). It is not kept in the
+    checkpoints: a resumed run reads the file again, which must hold the same weights.
 
     Args:
         ends: last epoch of each mini-generation (``L'_1 .. L'_K``); the last one is ``max_epochs``.
-        distill: whether the snapshots teach.
+        distill: whether anything teaches.
+        teacher: ``None``, the snapshots of this run teach; or a checkpoint of another run, as
+            :func:`sd_pretrain.teacher_source.teacher_spec` describes it.
         **loss_args: ``temperature``, ``lambda_s``, ``lambda_t``, ``symmetric``, ``scale_by_t2`` of
             :func:`sd_pretrain.losses.sd_loss`.
 
@@ -52,8 +57,15 @@ class SnapshotDistillationHook(Hook):
     # teacher.
     priority = 'NORMAL'
 
-    def __init__(self, ends: Sequence[int], distill: bool = True, **loss_args: object):
+    def __init__(
+        self,
+        ends: Sequence[int],
+        distill: bool = True,
+        teacher: Mapping[str, object] | None = None,
+        **loss_args: object,
+    ):
         check_loss_args(loss_args)
+        self.teacher = teacher_spec(teacher)
         self.end_epochs = list(ends)
         self.distill = distill
         self.loss_args = loss_args
@@ -76,7 +88,7 @@ class SnapshotDistillationHook(Hook):
         saved, self._saved_teacher = self._saved_teacher, None
         model = unwrap(runner.model)
         model.attach_teacher(None)
-        if not self.distill or runner.iter >= self.ends[-1]:
+        if not self.distill or self.teacher or runner.iter >= self.ends[-1]:
             return
         needed = teacher_iteration(runner.iter + 1, self.ends)
         if not needed:
@@ -91,6 +103,15 @@ class SnapshotDistillationHook(Hook):
         self._teacher_iteration = needed
         runner.logger.info(f'Restored the teacher of iteration {needed}.')
 
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Attach the teacher out of a file, once its epoch has come; after a resume as well."""
+        model = unwrap(runner.model)
+        if not self.teacher or runner.epoch < self.teacher['from_epoch'] or model.teacher is not None:
+            return
+        teacher = load_teacher(self.teacher, model.arch, model.network, model.network_args, model.num_classes)
+        model.attach_teacher(teacher, **self.loss_args)
+        runner.logger.info(f'From epoch {runner.epoch + 1} on {self.teacher["checkpoint"]} teaches.')
+
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
     ) -> None:
@@ -102,7 +123,7 @@ class SnapshotDistillationHook(Hook):
         model = unwrap(runner.model)
         average_bn_statistics(model)
         self._save_snapshot(runner, model, k, iteration)
-        if self.distill and iteration < self.ends[-1]:
+        if self.distill and not self.teacher and iteration < self.ends[-1]:
             model.attach_teacher(FrozenTeacher(model.network), **self.loss_args)
             self._teacher_iteration = iteration
             runner.logger.info(f'Mini-generation {k + 1} is taught by the snapshot of iteration {iteration}.')
@@ -112,9 +133,9 @@ class SnapshotDistillationHook(Hook):
         average_bn_statistics(unwrap(runner.model))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Store the teacher beside the student. Runs on the main process only: no collective here."""
+        """Store a snapshot that teaches beside the student. On the main process only: no collective here."""
         teacher = unwrap(runner.model).teacher
-        if teacher is not None:
+        if teacher is not None and not self.teacher:
             checkpoint[TEACHER_KEY] = {
                 'iteration': self._teacher_iteration,
                 'state_dict': teacher.state_dict(),
@@ -147,7 +168,7 @@ def check_loss_args(loss_args: dict[str, object]) -> None:
     unknown = sorted(set(loss_args) - set(known))
     if unknown:
         raise InputError(
-            f'SnapshotDistillationHook has no setting {", ".join(unknown)}; it takes ends, distill, '
+            f'SnapshotDistillationHook has no setting {", ".join(unknown)}; it takes ends, distill, teacher, '
             + ', '.join(known)
         )
     temperature = loss_args.get('temperature', 1.0)

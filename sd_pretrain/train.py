@@ -15,7 +15,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from sd_pretrain.checkpoint import check_fits, check_optimizer, read_checkpoint
 from sd_pretrain.cifar_files import ensure_cifar100
-from sd_pretrain.classifier import check_network
+from sd_pretrain.classifier import check_network, check_tolerance
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.exact_resume import ExactResumeHook, check_settings, run_settings
 from sd_pretrain.ilsvrc_layouts import find_split
@@ -25,6 +25,7 @@ from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, 
 from sd_pretrain.schedule import check_ends, check_periods, teacher_iteration
 from sd_pretrain.snapshot_hook import TEACHER_KEY, check_loss_args, check_teacher
 from sd_pretrain.stop_hook import StopAfterHook
+from sd_pretrain.teacher_source import check_teacher_source
 
 # Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
 CHECKED = 'SD_PRETRAIN_CHECKED'
@@ -151,7 +152,11 @@ def mini_generations(cfg: Config) -> dict[str, Any]:
         )
     ends = hooks[0].get('ends')
     check_loss_args(
-        {key: hooks[0][key] for key in hooks[0] if key not in ('type', 'ends', 'distill', 'priority')}
+        {
+            key: hooks[0][key]
+            for key in hooks[0]
+            if key not in ('type', 'ends', 'distill', 'teacher', 'priority')
+        }
     )
     check_ends(ends, cfg.train_cfg.max_epochs, 'epochs')
     schedulers = cfg.get('param_scheduler') or []
@@ -176,8 +181,9 @@ def set_resume(cfg: Config, resume: str | None, processes: int) -> None:
         latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
         if latest is None:
             return
-        # The work dir may have moved since the path was written.
-        resume = latest if Path(latest).is_file() else str(Path(cfg.work_dir) / Path(latest).name)
+        # The work dir may have moved since the path was written, or be a copy of another one.
+        own = Path(cfg.work_dir) / Path(latest).name
+        resume = str(own) if own.is_file() else latest
     content = read_checkpoint(resume)
     if 'optimizer' not in content:
         raise InputError(f'{resume} cannot be resumed: it has no optimizer state; use an epoch_N.pth')
@@ -192,7 +198,7 @@ def set_resume(cfg: Config, resume: str | None, processes: int) -> None:
             f'{resume} is of the last epoch: there is nothing left to train, and {cfg.work_dir} has no '
             f'{last}; evaluate it with tools/test.py'
         )
-    if hook.get('distill', True) and epoch < hook['ends'][-1]:
+    if hook.get('distill', True) and not hook.get('teacher') and epoch < hook['ends'][-1]:
         end = teacher_iteration(epoch + 1, hook['ends'])
         # At the boundary itself the student is the teacher that is due.
         if end not in (0, epoch):
@@ -274,7 +280,10 @@ def train(
         return Outcome(result, told)
     fit_machine(cfg, processes)
     check_network(cfg.model.network)
-    generations = len(mini_generations(cfg)['ends'])
+    check_tolerance(cfg.model.get('tolerance'), cfg.model.get('num_classes', 1000))
+    hook = mini_generations(cfg)
+    generations = len(hook['ends'])
+    check_teacher_source(hook.get('teacher'), cfg.model, cfg.train_cfg.max_epochs, hook.get('distill', True))
     check_stop(cfg, stop_after)
     counts = {} if os.environ.get(CHECKED) else check_data(cfg)
     set_resume(cfg, resume, processes)

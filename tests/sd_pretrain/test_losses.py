@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sd_pretrain.losses import sd_loss
+from sd_pretrain.losses import sd_loss, top_score_difference
 
 # Softmax (3/4, 1/4) for the student; divided by T = 2, (4/5, 1/5) for the teacher.
 STUDENT = torch.tensor([[math.log(3), 0.0]])
@@ -81,3 +81,33 @@ def test_float32_under_autocast_and_no_gradient_for_the_teacher():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         sd_loss(*arguments)
+
+
+# Softmax (0.4, 0.3, 0.2, 0.1) and (0.1, 0.6, 0.1, 0.2).
+SCORES = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.6, 0.1, 0.2]]).log()
+
+
+@pytest.mark.parametrize(
+    'classes, expected',
+    [
+        (2, ((0.4 - 0.3) + (0.6 - 0.2)) / 2),
+        (3, ((0.4 - 0.25) + (0.6 - 0.15)) / 2),
+        (4, ((0.4 - 0.2) + (0.6 - 0.4 / 3)) / 2),
+    ],
+)
+def test_top_score_difference_equals_numbers_by_hand(classes, expected):
+    assert top_score_difference(SCORES, classes).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_top_score_difference_lets_secondary_classes_emerge():
+    logits = SCORES.clone().requires_grad_()
+    top_score_difference(logits, 3).backward()
+    # Descent lowers the first class, and raises the second and third of each image.
+    assert (logits.grad[0] > 0).tolist() == [True, False, False, False]
+    assert (logits.grad[0, 1:3] < 0).all() and (logits.grad[1, [0, 3]].min() < 0)
+
+
+@pytest.mark.parametrize('classes', [1, 5])
+def test_top_score_difference_of_classes_that_are_not_there(classes):
+    with pytest.raises(ValueError, match=f'2 to 4, found {classes}'):
+        top_score_difference(SCORES, classes)

@@ -1,0 +1,45 @@
+"""Reproduce the paper's Table 2: how alike teacher and student may be (CIFAR-100)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sd_pretrain.cli import run_main
+from sd_pretrain.table2 import NETWORKS, Table2, run_table2
+
+
+def main() -> None:
+    """Train what is not done yet, and print the table."""
+    parser = argparse.ArgumentParser(prog='tools/table2.sh', description=__doc__)
+    parser.add_argument('--net', choices=NETWORKS, help='default: densenet100, with --quick resnet20')
+    parser.add_argument('--seeds', type=int, default=1, metavar='N', help='repetitions (the paper: 2)')
+    parser.add_argument('--quick', action='store_true', help='few images and epochs: minutes on a CPU')
+    parser.add_argument('--data-root', type=Path, help="folder of cifar-100-python (default: 'data')")
+    parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
+    parser.add_argument('--parallel', type=int, default=1, help='runs side by side')
+    parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/table2, with --quick table2_quick')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings for all runs'
+    )
+    args = parser.parse_args()
+    net = args.net or ('resnet20' if args.quick else 'densenet100')
+    default = 'table2_quick' if args.quick else 'table2' if net == 'densenet100' else f'table2_{net}'
+    what = Table2(
+        work_dir=args.work_dir or Path('work_dirs') / default,
+        net=net,
+        seeds=args.seeds,
+        quick=args.quick,
+        options=tuple(args.cfg_options),
+        data_root=args.data_root,
+        gpus=args.gpus,
+        parallel=args.parallel,
+        amp=args.amp,
+    )
+    path = run_table2(what)
+    print(f'\n{path.read_text()}\n{path}\n{path.with_suffix(".json")}')
+
+
+if __name__ == '__main__':
+    run_main(main)
