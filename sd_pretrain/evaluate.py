@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sd_pretrain.checkpoint import check_fits, read_checkpoint
 from sd_pretrain.curves import read_curves
-from sd_pretrain.train import fit_machine, mini_generations, readable_worker_errors
+from sd_pretrain.prepare import fit_machine, mini_generations
+from sd_pretrain.train import readable_worker_errors
 
 TOPK = (1, 5)
 COMBINATIONS = ('probabilities', 'logits')
@@ -28,7 +29,7 @@ def snapshot_logits(cfg: Config, checkpoints: Sequence[str | Path]) -> tuple[lis
     """Run checkpoints on the test images of a config, in the order of its own loader, in one process.
 
     Args:
-        cfg: from :func:`sd_pretrain.train.load_config`; its loaders are fitted to the machine in place.
+        cfg: from :func:`sd_pretrain.prepare.load_config`; its loaders are fitted to the machine in place.
         checkpoints: ``snapshot_k.pth`` or ``epoch_N.pth`` files of that config.
 
     Returns:
@@ -109,7 +110,7 @@ def run_errors(cfg: Config, temperature: float | None = None) -> dict[str, Any]:
     """All errors of a finished run, in percent; evaluated once and kept in the work dir's ``errors.json``.
 
     Args:
-        cfg: the run's config, from :func:`sd_pretrain.train.load_config`.
+        cfg: the run's config, from :func:`sd_pretrain.prepare.load_config`.
         temperature: T of SD, for the ensemble; ``None`` for SE.
 
     Returns:

@@ -20,9 +20,9 @@ from typing import Any
 from mmengine.config import Config
 
 from sd_pretrain.cli import InputError, Options
+from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.run_record import fingerprint, finished_result
-from sd_pretrain.train import load_config, mini_generations
 
 CLAIM = 'run.json'
 _EPOCH = re.compile(r'epoch_(\d+)\.pth')

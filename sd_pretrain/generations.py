@@ -10,9 +10,9 @@ from typing import Any
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.launch import check_gpus
+from sd_pretrain.prepare import load_config
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.run_record import RESULT
-from sd_pretrain.train import load_config
 
 _TEACHER = 'custom_hooks.0.teacher'
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.launch import check_gpus
+from sd_pretrain.prepare import load_config
 from sd_pretrain.pretrainings import Pretraining, fork, run_pretrainings
 from sd_pretrain.table2_report import write_table2
-from sd_pretrain.train import load_config
 
 NETWORKS = ('densenet100', 'densenet190', 'resnet20', 'resnet32', 'resnet56', 'resnet110')
 TEMPERATURE = 2.0

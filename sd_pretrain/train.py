@@ -8,29 +8,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-from sd_pretrain.checkpoint import check_fits, check_optimizer, read_checkpoint
-from sd_pretrain.cifar_files import ensure_cifar100
+from sd_pretrain.checkpoint import check_fits, read_checkpoint
 from sd_pretrain.classifier import check_network, check_tolerance
-from sd_pretrain.cli import InputError, set_data_root, split_total_batch
-from sd_pretrain.exact_resume import ExactResumeHook, check_settings, run_settings
+from sd_pretrain.cli import InputError
+from sd_pretrain.exact_resume import ExactResumeHook, run_settings
 from sd_pretrain.ilsvrc_layouts import find_split
-from sd_pretrain.imagenet import check_imagenet
-from sd_pretrain.launch import cpu_share, init_distributed, is_main_process, leave_distributed, world_size
+from sd_pretrain.launch import init_distributed, is_main_process, leave_distributed, world_size
+from sd_pretrain.prepare import (
+    DATA_CHECKS,
+    check_classes,
+    check_data,
+    check_stop,
+    fit_machine,
+    load_config,
+    mini_generations,
+    set_resume,
+)
 from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
-from sd_pretrain.schedule import check_ends, check_periods, teacher_iteration
-from sd_pretrain.snapshot_hook import TEACHER_KEY, check_loss_args, check_teacher
 from sd_pretrain.stop_hook import StopAfterHook
 from sd_pretrain.teacher_source import check_teacher_source
 
 # Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
 CHECKED = 'SD_PRETRAIN_CHECKED'
-# By the dataset's type: from its data_root to the counts of 'classes', 'train' and 'val'.
-DATA_CHECKS = {'ImageNetFolder': check_imagenet, 'Cifar100': ensure_cifar100}
 
 
 class Outcome(NamedTuple):
@@ -38,190 +39,6 @@ class Outcome(NamedTuple):
 
     result: dict[str, Any] | None
     message: str
-
-
-def load_config(
-    path: str | Path,
-    data_root: str | Path | None = None,
-    work_dir: str | Path | None = None,
-    options: dict[str, Any] | None = None,
-    amp: bool = False,
-) -> Config:
-    """Read a pretraining config and apply what the command line says.
-
-    Args:
-        path: the config file.
-        data_root: replaces the leading ``data`` of the config's data roots; default: the config's
-            ``default_data_root``, if it has one.
-        work_dir: output folder; default ``work_dirs/<config stem>``.
-        options: ``--cfg-options``.
-        amp: train under bfloat16 autocast.
-
-    Raises:
-        InputError: no such file, or it does not parse.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f'no config {path}: see configs/ for those there are')
-    try:
-        cfg = Config.fromfile(path)
-        cfg.merge_from_dict(options or {})
-    except Exception as error:
-        raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
-    if 'train_dataloader.batch_size' in (options or {}) and 'total_batch_size' in cfg:
-        raise InputError(
-            'train_dataloader.batch_size follows from total_batch_size and the number of processes; '
-            'set that one: --cfg-options total_batch_size=N'
-        )
-    if 'train_dataloader' not in cfg or 'TimmClassifier' not in str(cfg.get('model')):
-        raise InputError(f'{path} is no pretraining config: it needs a TimmClassifier and a train_dataloader')
-    root = data_root or cfg.get('default_data_root')
-    if root:
-        set_data_root(cfg, root)
-    cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs') / path.stem)
-    if amp:
-        cfg.optim_wrapper.type = 'Bf16OptimWrapper'
-    return cfg
-
-
-def fit_machine(cfg: Config, processes: int) -> None:
-    """Set what depends on the machine: the batch of one process, its loader workers, pinned memory."""
-    split_total_batch(cfg, processes)
-    workers = cpu_share(processes)
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        loader = cfg.get(name)
-        if not loader:
-            continue
-        loader.num_workers = min(loader.get('num_workers', 0), workers)
-        if not loader.num_workers:
-            loader.persistent_workers = False
-            loader.pop('prefetch_factor', None)
-        # A dataset that lives on the device says False.
-        loader.pin_memory = loader.get('pin_memory', True) and torch.cuda.is_available()
-
-
-def check_data(cfg: Config) -> dict[str, int]:
-    """Check that the config's data is there, and that it holds the classes that the model has.
-
-    Returns:
-        The counts of classes and images; empty for a dataset type that ``DATA_CHECKS`` does not know.
-
-    Raises:
-        InputError: it is not, or does not.
-    """
-    dataset = cfg.train_dataloader.dataset
-    if dataset.type not in DATA_CHECKS:
-        return {}
-    counts = DATA_CHECKS[dataset.type](dataset.data_root)
-    check_classes(cfg, dataset.data_root, counts['classes'])
-    images = dataset.get('subset') or counts['train']
-    batch = cfg.get('total_batch_size', 1)
-    if images < batch:
-        raise InputError(
-            f'{images} training images are less than one batch of {batch}; '
-            'lower it with --cfg-options total_batch_size=N'
-        )
-    return counts
-
-
-def check_classes(cfg: Config, root: str | Path, found: int) -> None:
-    """Check that ``root`` has as many classes as the config's model.
-
-    Raises:
-        InputError: it has not.
-    """
-    classes = cfg.model.num_classes
-    if found != classes:
-        raise InputError(
-            f'{root} has {found} classes, the config has model.num_classes={classes}; '
-            f'give --cfg-options model.num_classes={found} or other data'
-        )
-
-
-def mini_generations(cfg: Config) -> dict[str, Any]:
-    """The config's SnapshotDistillationHook, its ends checked against run and learning rate.
-
-    Raises:
-        InputError: there is none, or its ends do not fill the run or do not fit the periods.
-    """
-    hooks = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] == 'SnapshotDistillationHook']
-    if len(hooks) != 1:
-        raise InputError(
-            f'the config has {len(hooks)} SnapshotDistillationHook in custom_hooks; it takes one, '
-            'also for BL (ends=[max_epochs], distill=False)'
-        )
-    ends = hooks[0].get('ends')
-    check_loss_args(
-        {
-            key: hooks[0][key]
-            for key in hooks[0]
-            if key not in ('type', 'ends', 'distill', 'teacher', 'priority')
-        }
-    )
-    check_ends(ends, cfg.train_cfg.max_epochs, 'epochs')
-    schedulers = cfg.get('param_scheduler') or []
-    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
-    # The hook checks what was built from this; here it is found before any process starts.
-    types = [scheduler['type'] for scheduler in schedulers]
-    if types == ['CosineRestartLR'] and schedulers[0].get('by_epoch', True):
-        check_periods(schedulers[0].get('periods', []), ends, 'epochs')
-    return hooks[0]
-
-
-def set_resume(cfg: Config, resume: str | None, processes: int) -> None:
-    """Set where to resume: ``'auto'`` is the latest checkpoint of the work dir, if there is one.
-
-    Raises:
-        InputError: the checkpoint is missing, damaged, of another model or other optimizer settings,
-            or lacks the teacher that is due.
-    """
-    if resume is None:
-        return
-    if resume == 'auto':
-        latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
-        if latest is None:
-            return
-        # The work dir may have moved since the path was written, or be a copy of another one.
-        own = Path(cfg.work_dir) / Path(latest).name
-        resume = str(own) if own.is_file() else latest
-    content = read_checkpoint(resume)
-    if 'optimizer' not in content:
-        raise InputError(f'{resume} cannot be resumed: it has no optimizer state; use an epoch_N.pth')
-    check_settings(run_settings(cfg, processes), content, resume, fork=cfg.get('fork', False))
-    with torch.device('meta'):
-        check_fits(MODELS.build(cfg.model), content, resume)
-    check_optimizer(cfg, content, resume)
-    hook, epoch = mini_generations(cfg), content['meta']['epoch']
-    last = f'snapshot_{len(hook["ends"])}.pth'
-    if epoch >= hook['ends'][-1] and not (Path(cfg.work_dir) / last).is_file():
-        raise InputError(
-            f'{resume} is of the last epoch: there is nothing left to train, and {cfg.work_dir} has no '
-            f'{last}; evaluate it with tools/test.py'
-        )
-    if hook.get('distill', True) and not hook.get('teacher') and epoch < hook['ends'][-1]:
-        end = teacher_iteration(epoch + 1, hook['ends'])
-        # At the boundary itself the student is the teacher that is due.
-        if end not in (0, epoch):
-            check_teacher(content.get(TEACHER_KEY), end * content['meta']['iter'] // epoch)
-    if (cfg.get('randomness') or {}).get('seed') is None:
-        # The sampler is built before mmengine restores the seed.
-        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': content['meta']['seed']}
-    cfg.resume = True
-    cfg.load_from = resume
-
-
-def check_stop(cfg: Config, stop_after: int | None) -> None:
-    """Check that a run can be resumed from where it is to stop.
-
-    Raises:
-        InputError: no checkpoint is written after that epoch.
-    """
-    interval = cfg.default_hooks.checkpoint.get('interval', 1)
-    if stop_after is not None and (stop_after < 1 or stop_after % interval):
-        raise InputError(
-            f'--stop-after {stop_after}: a checkpoint is there after every {interval} epochs, '
-            f'so it must be a multiple of {interval}'
-        )
 
 
 def describe(result: dict[str, Any], work_dir: str | Path) -> str:

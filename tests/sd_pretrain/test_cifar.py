@@ -21,8 +21,8 @@ from sd_pretrain import cifar_files
 from sd_pretrain.cifar import Cifar100, CropFlipBatchSampler
 from sd_pretrain.cifar_files import check_cifar100, ensure_cifar100, read_split
 from sd_pretrain.cli import InputError
+from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.subset import first_of_each_class
-from sd_pretrain.train import load_config, mini_generations
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'cifar100'

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from sd_pretrain.train import load_config, mini_generations
+from sd_pretrain.prepare import load_config, mini_generations
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 LEAVES = [f'{a}_r{d}_imagenet.py' for a in ('bl', 'se', 'sd') for d in (18, 50, 101, 152)]

@@ -8,7 +8,7 @@ import torch
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.evaluate import ensemble, errors, run_errors, snapshot_logits
-from sd_pretrain.train import load_config
+from sd_pretrain.prepare import load_config
 
 A, B = math.log(9), math.log(4)
 

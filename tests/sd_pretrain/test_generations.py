@@ -11,8 +11,8 @@ from mmengine.registry import MODELS
 from sd_pretrain.classifier import TimmClassifier
 from sd_pretrain.cli import InputError
 from sd_pretrain.generations import first_config
+from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.teacher_source import check_teacher_source, teacher_spec
-from sd_pretrain.train import load_config, mini_generations
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'cifar100'

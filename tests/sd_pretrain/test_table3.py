@@ -9,8 +9,8 @@ from cifar_common import write_cifar
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.experiments import parse_options, schedule_options
+from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.table3 import ALGORITHMS, NETS, config, run_table3
-from sd_pretrain.train import load_config, mini_generations
 
 TINY = (
     'model.num_classes=4',

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.table4 import ALGORITHMS, NETS, config, run_table4
-from sd_pretrain.train import load_config, mini_generations
 
 TINY = (
     'model.network=test_resnet',

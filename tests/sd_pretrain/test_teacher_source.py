@@ -17,10 +17,10 @@ from sd_pretrain.cifar import Cifar100, CropFlipBatchSampler
 from sd_pretrain.classifier import TimmClassifier
 from sd_pretrain.cli import InputError
 from sd_pretrain.losses import sd_loss
+from sd_pretrain.prepare import load_config
 from sd_pretrain.run_record import fingerprint
 from sd_pretrain.snapshot_hook import TEACHER_KEY, SnapshotDistillationHook
 from sd_pretrain.teacher_source import identified, load_teacher, teacher_spec, weights_sha256
-from sd_pretrain.train import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'cifar100'
