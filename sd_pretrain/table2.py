@@ -93,8 +93,9 @@ def run_table2(what: Table2) -> Path:
         InputError: anything the user can mend.
         RunFailedError: a run failed; carries the end of its log.
     """
-    # Side by side, small networks may share a GPU.
-    check_gpus(what.gpus, what.parallel if what.gpus > 1 else 1)
+    # Runs on one GPU each may share it.
+    shared = what.gpus == 1 and what.parallel >= 1
+    check_gpus(what.gpus, 1 if shared else what.parallel)
     repetitions = [Repetition(what, seed) for seed in what.seeds]
     _, quarter, half = what.starts
     for start, before in ((quarter, None), (half, quarter)):
