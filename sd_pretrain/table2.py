@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd_pretrain.cli import InputError
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.prepare import load_config
 from sd_pretrain.pretrainings import Pretraining, fork, run_pretrainings
@@ -44,7 +43,7 @@ class Table2:
     Args:
         work_dir: holds a folder for each repetition, and the table.
         net: one of ``NETWORKS``; the paper's is densenet100.
-        seeds: number of repetitions; the paper's numbers are averages of two.
+        seeds: one for each repetition; the paper's numbers are averages of two.
         quick: 1,000 images and 4 epochs, to see it work.
         options: further ``KEY=VALUE`` of ``--cfg-options``, for all runs.
         data_root: where the data is; default: as the config says.
@@ -55,7 +54,7 @@ class Table2:
 
     work_dir: Path
     net: str = 'densenet100'
-    seeds: int = 1
+    seeds: tuple[int, ...] = (0,)
     quick: bool = False
     options: tuple[str, ...] = ()
     data_root: Path | None = None
@@ -94,11 +93,10 @@ def run_table2(what: Table2) -> Path:
         InputError: anything the user can mend.
         RunFailedError: a run failed; carries the end of its log.
     """
-    if what.seeds < 1:
-        raise InputError(f'at least 1 seed, found {what.seeds}')
-    # Side by side, small networks may share a GPU.
-    check_gpus(what.gpus, what.parallel if what.gpus > 1 else 1)
-    repetitions = [Repetition(what, seed) for seed in range(what.seeds)]
+    # Runs on one GPU each may share it.
+    shared = what.gpus == 1 and what.parallel >= 1
+    check_gpus(what.gpus, 1 if shared else what.parallel)
+    repetitions = [Repetition(what, seed) for seed in what.seeds]
     _, quarter, half = what.starts
     for start, before in ((quarter, None), (half, quarter)):
         title = f'First {start} epochs, which all share'
@@ -215,7 +213,7 @@ class Repetition:
             *(f'custom_hooks.0.{key}={value}' for key, value in (lesson or {}).items()),
             *self.what.options,
         ]
-        if self.what.seeds > 1:
+        if len(self.what.seeds) > 1:
             name = f'{name} ({self.seed})'
         return Pretraining(name, str(self.what.config), work_dir, tuple(options), fork_of, stop_after)
 

@@ -145,7 +145,9 @@ def test_two_runs_give_means_and_standard_errors(tmp_path):
 
 def test_mistakes(run_tool, tmp_path, capsys):
     assert run_tool('table2.py', '--seeds', 0) == 2
-    assert 'at least 1 seed, found 0' in capsys.readouterr().err
+    assert '--seeds 0: at least one seed' in capsys.readouterr().err
+    assert run_tool('table2.py', '--parallel', -1) == 2
+    assert 'at least 1 GPU and 1 run at a time' in capsys.readouterr().err
     places = ['--data-root', tmp_path / 'nowhere' / 'data', '--work-dir', tmp_path / 'work']
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patched:
