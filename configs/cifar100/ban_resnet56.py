@@ -1,4 +1,5 @@
-# Born-again network: the same network again, taught by the last generation at T = 1 beside the labels.
+# Born-again network: the same network again, taught by the last generation at T = 1 beside the labels;
+# that both terms count alike is our choice.
 _base_ = './bl_resnet56.py'
 patriarch = 'bl_resnet56.py'
 custom_hooks = [
