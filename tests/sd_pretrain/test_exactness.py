@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from sd_pretrain.imagenet import ImageNetFolder
@@ -29,15 +30,25 @@ ALGORITHMS = {
     'bl': dict(ends=[4], periods=[4], weights=[1], distill=False, loss=''),
     'se': dict(ends=[2, 4], periods=[2, 2], weights=[1, 1], distill=False, loss=''),
     'sd': dict(ends=[2, 4], periods=[2, 2], weights=[1, 1], distill=True, loss=', temperature=2.0'),
+    # Taught out of a file, after the first epoch.
+    'file': dict(
+        ends=[4], periods=[4], weights=[1], distill=True, loss=', temperature=2.0, teacher={teacher}'
+    ),
 }
 LOGGED = ('epoch', 'iter', 'step', 'lr', 'loss', 'loss_ce', 'loss_kl')
 
 
 @pytest.fixture(scope='module')
 def configs(tiny_config, tmp_path_factory):
-    """Configs of BL, SE and SD: four epochs of two iterations; SE and SD restart after two epochs."""
+    """Configs of BL, SE, SD and a teacher out of a file: four epochs of two iterations."""
     folder = tmp_path_factory.mktemp('exact')
+    torch.manual_seed(7)
+    teacher = timm.create_model('test_resnet', num_classes=4).state_dict()
+    weights = {f'network.{key}': value for key, value in teacher.items()}
+    torch.save({'meta': {'arch': 'test_resnet'}, 'state_dict': weights}, folder / 'teacher.pth')
+    spec = str({'checkpoint': str(folder / 'teacher.pth'), 'from_epoch': 1})
     for name, settings in ALGORITHMS.items():
+        settings = settings | {'loss': settings['loss'].format(teacher=spec)}
         (folder / f'{name}.py').write_text(FOUR_EPOCHS.format(base=tiny_config, **settings))
     return {name: folder / f'{name}.py' for name in ALGORITHMS}
 
