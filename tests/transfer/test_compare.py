@@ -1,0 +1,149 @@
+"""Comparing logged runs, also such as our tools did not write."""
+
+import csv
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from sd_pretrain.cli import InputError, set_data_root
+from transfer import mmcv_ops
+from transfer.compare import compare_runs, group_runs, write
+from transfer.logs import read_run
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIG = """
+val_dataloader = dict(dataset=dict(type='VOCDataset', ann_file='{images}'))
+val_evaluator = dict(type='VOCMetric', metric='mAP', eval_mode='{mode}')
+"""
+
+
+def leave(folder, values, mode='11points', images='test.txt', text=False):
+    """A work dir as mmengine leaves it: evaluations after epochs 1, 2, ..., between lines of training."""
+    path = folder / '20260101_000000'
+    (path / 'vis_data').mkdir(parents=True)
+    (folder / 'config.py').write_text(CONFIG.format(mode=mode, images=images))
+    scalars, lines = [], []
+    for epoch, value in enumerate(values, 1):
+        scalars.append(
+            {'lr': 0.1, 'loss': 1.0, 'acc': 50.0, 'epoch': epoch, 'iter': 10 * epoch, 'step': 10 * epoch}
+        )
+        scalars.append(
+            {'pascal_voc/mAP': value, 'pascal_voc/AP50': round(value, 3), 'time': 0.1, 'step': epoch}
+        )
+        said = '  '.join(f'{key}: {number:.4f}' for key, number in {**found, 'data_time': 0.0041}.items())
+        lines.append(f'2026/01/01 00:00:00 - mmengine - INFO - Epoch(val) [{epoch}][12/12]    {said}')
+    if text:
+        (path / '20260101_000000.log').write_text('\n'.join(lines) + '\n')
+    else:
+        (path / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, scalars)) + '\n')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def stock_run(tmp_path_factory, write_tiny_voc):
+    """Stock mmdet trains and evaluates our config; nothing of ours is in between."""
+    mmcv_ops.install()
+    init_default_scope('mmdet')
+    folder = tmp_path_factory.mktemp('stock')
+    cfg = Config.fromfile(REPO / 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py')
+    set_data_root(cfg, write_tiny_voc(folder / 'data'))
+    cfg.work_dir = str(folder / 'work')
+    cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    cfg.train_dataloader.batch_size = 2
+    cfg.model.backbone.init_cfg = cfg.model.roi_head.shared_head.init_cfg = None
+    Runner.from_cfg(cfg).train()
+    return folder / 'work'
+
+
+def test_an_untouched_mmdet_work_dir(stock_run, tmp_path):
+    run = read_run(stock_run)
+    assert set(run.metrics) == {'11point/mAP', '11point/AP50', 'area/mAP', 'area/AP50'}
+    assert run.tested_on['image list'].endswith('test.txt')
+    text_only = shutil.copytree(stock_run, tmp_path / 'work')
+    shutil.rmtree(next(text_only.glob('*/vis_data')))
+    assert read_run(text_only).metrics == pytest.approx(run.metrics, abs=5e-5)
+
+
+def test_the_last_evaluation_counts_over_all_starts(tmp_path):
+    folder = leave(tmp_path / 'run', [0.1, 0.2])
+    later = folder / '20260101_000001' / 'vis_data'
+    later.mkdir(parents=True)
+    (later / 'scalars.json').write_text('{"pascal_voc/mAP": 0.3, "step": 3}\n{"pascal_voc/mAP": 0.')
+    assert read_run(folder).metrics['pascal_voc/mAP'] == 0.3
+
+
+def seeds(folder, values, **settings):
+    for seed, value in enumerate(values):
+        leave(folder / f'seed{seed}', [0.0, value], **settings)
+    return str(folder)
+
+
+def test_groups_of_seeds_and_their_difference(tmp_path):
+    groups = group_runs(
+        [seeds(tmp_path / 'BL', [0.70, 0.72, 0.71]), f'SD={seeds(tmp_path / "x", [0.74, 0.75, 0.76])}']
+    )
+    base, other = compare_runs(groups, ['pascal_voc/mAP'])
+    assert (base.name, other.name, base.difference) == ('BL', 'SD', None)
+    assert base.mean == pytest.approx(0.71) and base.sd == pytest.approx(0.01)
+    assert other.change == pytest.approx(0.04) and other.difference.paired
+    assert 0 < other.difference.low < 0.04 < other.difference.high
+
+
+def test_several_folders_under_one_name(tmp_path):
+    one, two = (leave(tmp_path / name, [value]) for name, value in (('a', 0.5), ('b', 0.6)))
+    groups = group_runs([f'BL={one}', f'BL={two}'])
+    assert [run.metrics['pascal_voc/mAP'] for run in groups['BL'].values()] == [0.5, 0.6]
+
+
+def test_every_format_has_the_numbers(tmp_path):
+    lines = compare_runs(
+        group_runs([seeds(tmp_path / 'B_L', [0.70, 0.72]), seeds(tmp_path / 'SD', [0.75, 0.74])])
+    )
+    found = list(csv.reader(io.StringIO(write(lines, 'csv'))))
+    assert found[0][:4] == ['metric', 'runs of', 'n', 'mean'] and len(found) == 5
+    assert found[1][:5] == ['pascal_voc/mAP', 'B_L', '2', '0.7100', '0.0141']
+    assert json.loads(write(lines, 'json'))[1]['difference'] == pytest.approx(0.035)
+    assert write(lines, 'markdown').splitlines()[2].startswith('| pascal_voc/mAP | B_L | 2 | 0.7100 |')
+    latex = write(lines, 'latex')
+    assert r'pascal\_voc/mAP & B\_L & 2 & 0.7100' in latex and r'\midrule' in latex and '$+$0.0350' in latex
+    assert '<td>0.7450</td>' in write(lines, 'html')
+    assert '0.7450' in write(lines, 'terminal')
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(mode='area'), 'evaluation is .*eval_mode=11points.* and .*eval_mode=area'),
+        (dict(images='val.txt'), r'image list is test\.txt and val\.txt'),
+    ],
+)
+def test_runs_that_were_tested_differently_are_refused(tmp_path, change, message):
+    groups = group_runs([str(leave(tmp_path / 'a', [0.5])), str(leave(tmp_path / 'b', [0.5], **change))])
+    with pytest.raises(InputError, match=f'cannot be compared: {message}'):
+        compare_runs(groups)
+
+
+def test_mistakes_are_named(tmp_path):
+    run = leave(tmp_path / 'run', [0.5], text=True)
+    with pytest.raises(InputError, match='has no metric mIoU; it has pascal_voc/mAP, pascal_voc/AP50'):
+        compare_runs(group_runs([str(run)]), ['mIoU'])
+    with pytest.raises(InputError, match='no work dir .*nowhere'):
+        group_runs([str(tmp_path / 'nowhere')])
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(InputError, match='empty holds no log of mmengine'):
+        group_runs([str(tmp_path / 'empty')])
+    with pytest.raises(InputError, match='a log, but no evaluation'):
+        read_run(leave(tmp_path / 'early', []))
+    with pytest.raises(InputError, match='pascal_voc/mAP of the last evaluation is nan') as caught:
+        (tmp_path / 'nan' / 'vis_data').mkdir(parents=True)
+        line = json.dumps({'pascal_voc/mAP': math.nan, 'step': 1})
+        (tmp_path / 'nan' / 'vis_data' / 'scalars.json').write_text(line)
+        read_run(tmp_path / 'nan')
+    assert str(tmp_path / 'nan') in str(caught.value)
