@@ -31,12 +31,10 @@ def leave(folder, values, mode='11points', images='test.txt', text=False):
     (folder / 'config.py').write_text(CONFIG.format(mode=mode, images=images))
     scalars, lines = [], []
     for epoch, value in enumerate(values, 1):
-        scalars.append(
-            {'lr': 0.1, 'loss': 1.0, 'acc': 50.0, 'epoch': epoch, 'iter': 10 * epoch, 'step': 10 * epoch}
-        )
-        scalars.append(
-            {'pascal_voc/mAP': value, 'pascal_voc/AP50': round(value, 3), 'time': 0.1, 'step': epoch}
-        )
+        where = {'epoch': epoch, 'iter': 10 * epoch, 'step': 10 * epoch}
+        scalars.append({'lr': 0.1, 'loss': 1.0, 'acc': 50.0, **where})
+        found = {'pascal_voc/mAP': value, 'pascal_voc/AP50': round(value, 3)}
+        scalars.append({**found, 'time': 0.1, 'step': epoch})
         said = '  '.join(f'{key}: {number:.4f}' for key, number in {**found, 'data_time': 0.0041}.items())
         lines.append(f'2026/01/01 00:00:00 - mmengine - INFO - Epoch(val) [{epoch}][12/12]    {said}')
     if text:
