@@ -31,8 +31,8 @@ PAPER_NOTE = (
     'paper: Tables 4 and 5, ResNet-152 on ILSVRC2012 and PASCAL VOC, one run each; it says mAP only, which '
     "stands under 11-point here, VOC2007's own"
 )
-_ONE_RUN = '± ?: one run each: no uncertainty known'
-_SOME_SINGLE = '± ?: a single run on one side or both: no uncertainty known'
+_ONE_RUN = '± ?: one run each: how much runs scatter is not known'
+_SOME_SINGLE = '± ?: a single run on one side or both: how much runs scatter is not known'
 _SEVERAL = '± after a mean: standard deviation over the seeds; after a difference: its standard error'
 
 

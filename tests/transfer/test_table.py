@@ -94,7 +94,7 @@ def test_each_run_is_shown():
 def test_single_runs_say_that_the_uncertainty_is_unknown():
     text = format_table([one for one in TWO_SEEDS if one['seed'] == 0], paper=False)
     assert line(text, 'SD') == 'SD 54.00 +4.00 ± ? 50.00 +2.00 ± ? 70.44 +0.44 ± ?'
-    assert '± ?: one run each: no uncertainty known' in text
+    assert '± ?: one run each: how much runs scatter is not known' in text
     assert 'each run (%)' not in text
 
 
