@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from sd_pretrain.checkpoint import check_fits, read_checkpoint
 from sd_pretrain.curves import read_curves
 from sd_pretrain.prepare import fit_machine, mini_generations
 from sd_pretrain.train import readable_worker_errors
+from sd_pretrain.work_dir import write_json
 
 TOPK = (1, 5)
 COMBINATIONS = ('probabilities', 'logits')
@@ -143,7 +143,5 @@ def run_errors(cfg: Config, temperature: float | None = None) -> dict[str, Any]:
         'ensemble': errors(ensemble(logits, temperature), labels) if several else None,
         'ensemble_of_logits': errors(ensemble(logits, temperature, 'logits'), labels) if several else None,
     }
-    part = kept.with_suffix('.part')
-    part.write_text(json.dumps(result, indent=2) + '\n')
-    os.replace(part, kept)
+    write_json(kept, result)
     return result

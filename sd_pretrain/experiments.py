@@ -9,7 +9,6 @@ SE and SD begin as forks of it.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from typing import Any
 
 from mmengine.config import Config
 
-from sd_pretrain.cli import InputError, Options
+from sd_pretrain.cli import Options
 from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.run_record import fingerprint, finished_result
+from sd_pretrain.work_dir import claim
 
-CLAIM = 'run.json'
 _EPOCH = re.compile(r'epoch_(\d+)\.pth')
 
 
@@ -125,7 +124,7 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
     return parser.parse_args(list(options)).options if options else {}
 
 
-def claim(experiments: Experiments, counts: dict[str, int]) -> None:
+def claim_for(experiments: Experiments, counts: dict[str, int]) -> None:
     """Note what the work dir is for, or refuse one that is for something else.
 
     Args:
@@ -135,7 +134,6 @@ def claim(experiments: Experiments, counts: dict[str, int]) -> None:
     Raises:
         InputError: it holds runs on other data or with other settings.
     """
-    path = experiments.work_dir / CLAIM
     wanted = {
         'data': experiments.data,
         'counts': counts,
@@ -143,31 +141,7 @@ def claim(experiments: Experiments, counts: dict[str, int]) -> None:
         'ends': list(experiments.ends or ()),
         'options': list(experiments.options),
     }
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2) + '\n')
-        return
-    try:
-        found = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise InputError(f'{path} cannot be read; take another --work-dir, or delete this one') from None
-    differ = [
-        f'{key} was {_only_in(found.get(key), wanted[key])}, is now {_only_in(wanted[key], found.get(key))}'
-        for key in wanted
-        if found.get(key) != wanted[key]
-    ]
-    if differ:
-        raise InputError(
-            f'{experiments.work_dir} holds other runs: {"; ".join(differ)}; '
-            'take another --work-dir, or delete this one'
-        )
-
-
-def _only_in(value: Any, other: Any) -> Any:
-    """Of two lists, what the first has and the other has not; any other value as it is."""
-    if not isinstance(value, list) or not isinstance(other, list):
-        return value
-    return ', '.join(str(item) for item in value if item not in other) or 'without'
+    claim(experiments.work_dir, wanted)
 
 
 def run_experiments(experiments: Experiments, net: str) -> None:

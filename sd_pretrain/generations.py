@@ -13,6 +13,7 @@ from sd_pretrain.launch import check_gpus
 from sd_pretrain.prepare import load_config
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.run_record import RESULT
+from sd_pretrain.work_dir import write_json
 
 _TEACHER = 'custom_hooks.0.teacher'
 
@@ -86,7 +87,7 @@ def run_generations(what: Generations) -> Path:
             }
         )
     content = {'schema': 1, 'config': str(what.config), 'options': list(what.options), 'generations': rows}
-    (what.work_dir / 'generations.json').write_text(json.dumps(content, indent=2) + '\n')
+    write_json(what.work_dir / 'generations.json', content)
     path = what.work_dir / 'generations.md'
     path.write_text(generations_markdown(rows))
     return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -117,11 +116,3 @@ def finished_result(work_dir: str | Path, settings: str) -> dict[str, Any] | Non
             'choose another --work-dir, or remove that one'
         )
     return result
-
-
-def write_result(work_dir: str | Path, result: dict[str, Any]) -> None:
-    """Write ``result.json`` in one step, so that it is there whole or not at all."""
-    path = Path(work_dir) / RESULT
-    part = path.with_suffix('.part')
-    part.write_text(json.dumps(result, indent=2) + '\n')
-    os.replace(part, path)

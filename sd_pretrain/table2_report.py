@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sd_pretrain.run_record import RESULT
+from sd_pretrain.work_dir import write_json
 
 # By student and teacher: the place of their starts among (0, 75, 150). The caption says error rates, but
 # these are accuracies in percent, as Section 3.3.2 says of them; averages of two runs.
@@ -73,8 +74,7 @@ def write_table2(
         },
         'cells': cells,
     }
-    work_dir.mkdir(parents=True, exist_ok=True)
-    (work_dir / 'table2.json').write_text(json.dumps(table, indent=2) + '\n')
+    write_json(work_dir / 'table2.json', table)
     path = work_dir / 'table2.md'
     path.write_text(table2_markdown(table))
     return path

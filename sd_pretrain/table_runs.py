@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.evaluate import run_errors
-from sd_pretrain.experiments import Experiments, claim, run_experiments
+from sd_pretrain.experiments import Experiments, claim_for, run_experiments
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.paper_table import Layout, build_table, write_table
 
@@ -41,7 +41,7 @@ def make_table(
     # Runs on one GPU each may share it.
     shared = experiments.gpus == 1 and experiments.parallel >= 1
     check_gpus(experiments.gpus, 1 if shared else experiments.parallel)
-    claim(experiments, counts)
+    claim_for(experiments, counts)
     for net in nets:
         run_experiments(experiments, net)
         found = collect(layout, experiments, say)

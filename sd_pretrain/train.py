@@ -26,9 +26,10 @@ from sd_pretrain.prepare import (
     mini_generations,
     set_resume,
 )
-from sd_pretrain.run_record import RunRecordHook, fingerprint, finished_result, write_result
+from sd_pretrain.run_record import RESULT, RunRecordHook, fingerprint, finished_result
 from sd_pretrain.stop_hook import StopAfterHook
 from sd_pretrain.teacher_source import check_teacher_source
+from sd_pretrain.work_dir import write_json
 
 # Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
 CHECKED = 'SD_PRETRAIN_CHECKED'
@@ -135,7 +136,7 @@ def train(
         'settings_sha256': settings,
     }
     if is_main_process(launcher):
-        write_result(cfg.work_dir, result)
+        write_json(Path(cfg.work_dir) / RESULT, result)
     leave_distributed()
     return Outcome(result, f'Finished: {describe(result, cfg.work_dir)}.')
 

@@ -23,10 +23,11 @@ from mmengine.runner import Runner
 
 from sd_pretrain.cli import InputError, Options, run_main, set_data_root, split_total_batch
 from sd_pretrain.launch import LAUNCHERS, init_distributed, is_main_process, leave_distributed, world_size
+from sd_pretrain.work_dir import write_json
 from transfer import mmcv_ops
 from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
 from transfer.predictions import image_names, save_predictions
-from transfer.run_record import check_work_dir, describe, load_config, write_json
+from transfer.run_record import check_work_dir, describe, load_config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -145,11 +145,3 @@ def _relative(path: str) -> str:
     root = Path(__file__).resolve().parents[1]
     resolved = Path(path).resolve()
     return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else str(resolved)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.json.part')
-    partial.write_text(json.dumps(content, indent=2) + '\n')
-    partial.replace(path)

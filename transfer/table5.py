@@ -20,8 +20,9 @@ import torch
 from sd_pretrain.cli import InputError, split_total_batch
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
+from sd_pretrain.work_dir import claim, write_json
 from transfer import finetune, runner
-from transfer.run_record import load_config, write_json
+from transfer.run_record import load_config
 
 TASKS = (('det', 'voc07'), ('seg', 'voc12'))
 SCRATCH = 'scratch'
@@ -207,11 +208,7 @@ def _samples(what: Table5, names: list[str], options: runner.Options) -> dict:
 
 
 def _claim_work_dir(what: Table5, data_root: Path) -> None:
-    """Note what the work dir is for, or refuse one that is for something else.
-
-    Finished runs are not run again, so that runs on other data would be reported as if they were on this.
-    """
-    path = what.work_dir / 'run.json'
+    """Note what the work dir is for, or refuse one that is for something else."""
     wanted = {
         'data': 'demo' if what.demo else 'real',
         'arch': 'r18' if what.demo else what.arch,
@@ -219,21 +216,7 @@ def _claim_work_dir(what: Table5, data_root: Path) -> None:
     }
     if what.demo:
         wanted['world'] = json.loads((data_root / 'world.json').read_text())
-    if not path.exists():
-        write_json(path, wanted)
-        return
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f'{path} does not parse ({error}); take another --work-dir') from None
-    differ = [
-        f'{key} was {found.get(key)}, is now {wanted[key]}' for key in wanted if found.get(key) != wanted[key]
-    ]
-    if differ:
-        raise InputError(
-            f'{what.work_dir} holds another run: {"; ".join(differ)}. '
-            'Take another --work-dir, or delete this one'
-        )
+    claim(what.work_dir, wanted)
 
 
 def _write_table(what: Table5, results: list[dict], stages: _Stages) -> dict:

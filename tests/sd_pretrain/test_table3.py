@@ -139,7 +139,7 @@ def test_mistakes_in_one_line(made, data, tmp_path):
         run_table3(tmp_path, data, ['resnet20'])
     with pytest.raises(
         InputError,
-        match='other runs: options was model.num_classes=4, is now without; take another --work-dir',
+        match='another run: options was model.num_classes=4, is now without; take another --work-dir',
     ):
         run_table3(made[0], data, ['resnet20'], quick=True, options=TINY[1:])
     (tmp_path / 'run.json').write_text('[')

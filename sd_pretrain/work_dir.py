@@ -1,0 +1,61 @@
+"""Work dirs: files that are there whole or not at all, and a note of what a folder is for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sd_pretrain.cli import InputError
+
+CLAIM = 'run.json'
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a JSON file whole or not at all; its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix('.json.part')
+    part.write_text(json.dumps(content, indent=2) + '\n')
+    os.replace(part, path)
+
+
+def claim(work_dir: str | Path, wanted: Mapping[str, Any]) -> None:
+    """Note in ``run.json`` what a work dir is for, or refuse one that is for something else.
+
+    Finished runs are not run again, so that runs on other data or with other settings would be reported as
+    if they were these.
+
+    Args:
+        work_dir: the folder; made where it is missing.
+        wanted: what it is to be for, plain values.
+
+    Raises:
+        InputError: it is for something else; says what differs.
+    """
+    path = Path(work_dir) / CLAIM
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    try:
+        found = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise InputError(f'{path} does not parse; take another --work-dir, or delete this one') from None
+    differ = [
+        f'{key} was {_only_in(found.get(key), wanted[key])}, is now {_only_in(wanted[key], found.get(key))}'
+        for key in wanted
+        if found.get(key) != wanted[key]
+    ]
+    if differ:
+        raise InputError(
+            f'{work_dir} holds another run: {"; ".join(differ)}; take another --work-dir, or delete this one'
+        )
+
+
+def _only_in(value: Any, other: Any) -> Any:
+    """Of two lists, what the first has and the other has not; any other value as it is."""
+    if not isinstance(value, list) or not isinstance(other, list):
+        return value
+    return ', '.join(str(item) for item in value if item not in other) or 'without'
