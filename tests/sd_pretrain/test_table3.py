@@ -143,7 +143,7 @@ def test_mistakes_in_one_line(made, data, tmp_path):
     ):
         run_table3(made[0], data, ['resnet20'], quick=True, options=TINY[1:])
     (tmp_path / 'run.json').write_text('[')
-    with pytest.raises(InputError, match=r'run\.json cannot be read'):
+    with pytest.raises(InputError, match=r'run\.json does not parse'):
         run_table3(tmp_path, data, ['resnet20'], quick=True, options=TINY)
 
 
