@@ -161,6 +161,9 @@ def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
         cfg.resume, cfg.load_from = True, str(latest)
     cfg.launcher = args.launcher
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
+    if cfg.get('visualizer'):
+        # mmengine hands out one visualizer per name and process, and with it the first run's log folder.
+        cfg.visualizer.name = cfg.work_dir
     split_total_batch(cfg, processes)
     init_distributed(args.launcher, cfg)
     if not torch.cuda.is_available():
