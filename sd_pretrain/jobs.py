@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sd_pretrain.cli import InputError, RunFailedError
+from sd_pretrain.process import STOP_SECONDS, Job, ended_by_signals, kill_after, start, terminate
 
 _POLL_SECONDS = 0.5
 _PLAIN_EVERY_SECONDS = 20.0
-# torchrun's workers have sessions of their own; it gives them 30 seconds to end before it kills them.
-_STOP_SECONDS = 40.0
 _ETA = re.compile(r'\beta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)')
 _STEP = re.compile(r'(Epoch|Iter)\((train|val|test)\) +((?:\[ *[\d/ ]+\])+)')
 _LOSS = re.compile(r'\bloss: ([\d.]+|nan)')
-
-
-@dataclass(frozen=True)
-class Job:
-    """One process: its name on screen, its command line, its log file, what to add to the environment."""
-
-    name: str
-    argv: list[str]
-    log: Path
-    env: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,17 +56,10 @@ class _Running:
 
     def __init__(self, job: Job):
         self.job = job
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(job) as log:
-            # Its own process group, so that an interrupt reaches data workers and torchrun's children too.
-            self.process = subprocess.Popen(
-                job.argv,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, 'PYTHONUNBUFFERED': '1', **job.env},
-                start_new_session=True,
-            )
+        try:
+            self.process = start(job)
+        except BlockingIOError as error:
+            raise InputError(str(error)) from None
         self.reader = job.log.open(errors='replace')
         self.progress = JobProgress(time.monotonic())
         self.tail: deque[str] = deque(maxlen=25)
@@ -101,65 +74,6 @@ class _Running:
         if code is not None:
             self.reader.close()
         return code
-
-    def terminate(self) -> None:
-        if self.process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGTERM)
-
-    def kill_after(self, seconds: float) -> None:
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-def _locked(job: Job) -> BinaryIO:
-    """Open a job's log, emptied, and lock it; the lock goes over to the job and lasts as long as it lives.
-
-    Raises:
-        InputError: another process holds the lock, so it is writing into the same work dir.
-    """
-    log = job.log.open('ab')
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.close()
-        raise InputError(
-            f'{job.name}: another process is at work in {job.log.parent}; wait until it has ended, or stop it'
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    log.truncate(0)
-    return log
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Leave through every ``finally`` on SIGTERM (Slurm) and SIGHUP (a closed terminal).
-
-    The jobs have sessions of their own: they would go on if this process just ended.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _frame: object) -> None:
-        sys.exit(128 + number)
-
-    # Ignored ones (nohup) stay ignored.
-    before = {
-        number: signal.signal(number, leave)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
@@ -188,7 +102,7 @@ def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
     console.print(f'[bold]{title}[/bold]')
     last_plain = time.monotonic()
     try:
-        with _ended_by_signals(), bars:
+        with ended_by_signals(), bars:
             ids = {job.name: bars.add_task('waiting', total=1.0, start=False, name=job.name) for job in jobs}
             while waiting or running:
                 while waiting and len(running) < parallel:
@@ -215,10 +129,10 @@ def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
                         print(f'  {one.job.name}: {one.progress.fraction:4.0%}  {one.progress}', flush=True)
     finally:
         for one in running:
-            one.terminate()
-        deadline = time.monotonic() + _STOP_SECONDS
+            terminate(one.process)
+        deadline = time.monotonic() + STOP_SECONDS
         for one in running:
-            one.kill_after(max(0.0, deadline - time.monotonic()))
+            kill_after(one.process, max(0.0, deadline - time.monotonic()))
 
 
 def threads(processes: int) -> dict[str, str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from sd_pretrain.cli import InputError
-from sd_pretrain.jobs import Job, run_jobs, threads
+from sd_pretrain.jobs import run_jobs, threads
+from sd_pretrain.process import Job
 
 _ROOT = Path(__file__).resolve().parents[1]
 _LAST = 'last_checkpoint'

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sd_pretrain.cli import InputError, RunFailedError
-from sd_pretrain.jobs import Job, JobProgress, run_jobs
+from sd_pretrain.jobs import JobProgress, run_jobs
+from sd_pretrain.process import Job, is_locked, start, stop
 
 TRAIN_LINE = (
     '11/23 02:45:00 - mmengine - INFO - Epoch(train)  [3][10/40]  lr: 1.0000e-02  '
@@ -68,7 +69,8 @@ def test_no_job_outlives_its_caller(tmp_path, number):
     code = (
         # In a suite that runs in the background the signal is ignored, and its children inherit that.
         'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '
-        'import sys; from pathlib import Path; from sd_pretrain.jobs import Job, run_jobs; '
+        'import sys; from pathlib import Path; from sd_pretrain.jobs import run_jobs; '
+        'from sd_pretrain.process import Job; '
         f'run_jobs("one", [Job("slow", [sys.executable, "-c", {job!r}], Path({str(log)!r}))])'
     )
     repo = Path(__file__).resolve().parents[2]
@@ -90,14 +92,33 @@ def test_no_job_outlives_its_caller(tmp_path, number):
 
 def test_two_callers_do_not_write_into_one_work_dir(tmp_path):
     job = python_job(tmp_path, 'BL', 'import time; print("first", flush=True); time.sleep(60)')
-    from sd_pretrain.jobs import _Running
-
-    first = _Running(job)
+    first = start(job)
     try:
+        assert is_locked(job.log)
         with pytest.raises(InputError, match=f'another process is at work in {tmp_path}'):
             run_jobs('again', [job])
     finally:
-        first.terminate()
-        first.kill_after(30)
+        stop(first)
+    assert not is_locked(job.log)
     run_jobs('now', [python_job(tmp_path, 'BL', 'print("second")')])
     assert job.log.read_text() == 'second\n'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason="the kernel tells children of their parent's death")
+def test_a_job_dies_with_a_killed_caller(tmp_path):
+    log = tmp_path / 'slow.log'
+    job = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'
+    code = (
+        'import sys; from pathlib import Path; from sd_pretrain.process import Job, start; '
+        f'start(Job("slow", [sys.executable, "-c", {job!r}], Path({str(log)!r}))).wait()'
+    )
+    caller = subprocess.Popen([sys.executable, '-c', code], cwd=Path(__file__).resolve().parents[2])
+    while not (log.is_file() and log.read_text().endswith('\n')):
+        assert caller.poll() is None
+        time.sleep(0.1)
+    caller.kill()
+    caller.wait()
+    deadline = time.monotonic() + 30
+    while is_locked(log):
+        assert time.monotonic() < deadline, 'the job goes on without its caller'
+        time.sleep(0.1)
