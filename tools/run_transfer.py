@@ -23,14 +23,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'first is the baseline (default: BL and SD from work_dirs/{bl,sd}_r152_imagenet)',
     )
     gpus = os.environ.get('GPUS', '1')
-    parser.add_argument('--gpus', default=gpus, help='GPUs of one run (default: $GPUS, or 1)')
+    parser.add_argument(
+        '--gpus-per-job', '--gpus', dest='gpus', default=gpus, help='GPUs of one run (default: $GPUS, or 1)'
+    )
     parser.add_argument('--seeds', default='1', help='how many (3), or which (0,1,7); default: seed 0')
     parser.add_argument('--data-root', help='where VOCdevkit is (default: data)')
     parser.add_argument('--config', help='another config than the one for the task and depth')
     parser.add_argument('--demo', action='store_true', help='the small configs on the embedded emoji world')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/transfer, with --demo ..._demo')
     parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')
-    parser.add_argument('--parallel', type=int, default=1, metavar='N', help='runs side by side')
+    parser.add_argument(
+        '--parallel',
+        type=int,
+        metavar='N',
+        help='runs side by side (default: one for each GPU, or one; on Slurm all)',
+    )
+    parser.add_argument(
+        '--slurm',
+        metavar='KEY=VALUE,...',
+        help='run as a Slurm job array with these options of sbatch: partition=...,account=...,time=...',
+    )
+    parser.add_argument('--dry-run', action='store_true', help='print the runs to do, and run nothing')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to each run'
     )
@@ -46,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     args = parse_args(argv)
     if not args.gpus.isdigit():
-        raise InputError(f'--gpus (or GPUS) {args.gpus}: a number is needed')
+        raise InputError(f'--gpus-per-job (or GPUS) {args.gpus}: a number is needed')
     from transfer import evidence, runner, table
 
     runner.find_task(args.task, args.dataset)
@@ -62,8 +75,12 @@ def main(argv: list[str] | None = None) -> None:
         work_dir=work_dir,
         amp=args.amp,
         cfg_options=args.cfg_options,
+        slurm=args.slurm,
+        dry_run=args.dry_run,
     )
     runner.run_transfer(args.task, args.dataset, checkpoints, options)
+    if args.dry_run:
+        return
     results = table.collect(work_dir, first=checkpoints)
     print(table.format_table(results))
     said = evidence.verdict_lines([one.as_json() for one in evidence.compare(results)])

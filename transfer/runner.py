@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +15,18 @@ from typing import Any
 import torch
 
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
-from sd_pretrain.jobs import Job, run_jobs, threads
+from sd_pretrain.jobs import threads
 from sd_pretrain.launch import check_gpus
+from sd_pretrain.process import Job
 from transfer import check_data, finetune
 from transfer.backbone import RANDOM, put_into, read_backbone
 from transfer.checkpoint_io import is_published, load_checkpoint, read_meta, sha256_of
 from transfer.convert import convert
 from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
+from transfer.slurm import run_slurm, slurm_parameters
 from transfer.sources import resolve
+from transfer.status import LOG
+from transfer.sweep import SweepRun, run_local
 from transfer.table import collect, require_comparable
 
 # One file serves both tasks, so that a name stands for one backbone, byte for byte. Converting for mmdet
@@ -57,17 +62,33 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Options:
-    """How to fine-tune; ``config`` and ``data_root`` default by task, depth and ``demo``."""
+    """How to fine-tune.
+
+    Args:
+        seeds: seeds of each backbone.
+        gpus: GPUs of one run; 1 runs on the CPU where there is none, 0 on Slurm nodes without.
+        parallel: runs at a time; default: on this machine one for each ``gpus`` GPUs, or one; on Slurm all.
+        data_root: where ``VOCdevkit`` is; default: ``data``, with ``demo`` the embedded data.
+        config: config for all runs; default: by task, depth and ``demo``.
+        demo: the small configs.
+        work_dir: gets ``<task>_<dataset>/<name>/seed<k>`` folders, and ``backbones``.
+        amp: mixed precision.
+        cfg_options: passed on to each run.
+        slurm: options for sbatch (:func:`transfer.slurm.slurm_parameters`); ``None``: run on this machine.
+        dry_run: say what would be run, and run nothing.
+    """
 
     seeds: Sequence[int] = (0,)
     gpus: int = 1
-    parallel: int = 1
+    parallel: int | None = None
     data_root: str | None = None
     config: str | None = None
     demo: bool = False
     work_dir: Path = Path('work_dirs/transfer')
     amp: bool = False
     cfg_options: Sequence[str] = ()
+    slurm: str | None = None
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,15 +229,19 @@ def run_transfer(
         options: how to fine-tune.
 
     Returns:
-        The content of each run's ``result.json`` with its ``work_dir``, by backbone and seed.
+        The content of each run's ``result.json`` with its ``work_dir``, by backbone and seed; nothing after a
+        dry run.
 
     Raises:
         InputError: anything the user can mend; found before the first run starts, as far as that is possible.
-        RunFailedError: a run failed; carries the end of its log.
+        RunFailedError: runs failed; carries the ends of their logs.
     """
     found = find_task(task, dataset)
-    check_gpus(options.gpus, options.parallel)
-    finetune.check_amp(options.amp)
+    if options.slurm is None:
+        check_gpus(options.gpus, _parallel(options))
+        finetune.check_amp(options.amp)
+    else:
+        slurm_parameters(options.slurm, options.gpus)
     if options.demo and options.data_root is None:
         from transfer import emoji_world
 
@@ -234,7 +259,11 @@ def run_transfer(
         if run.state == 'all':
             print(f'{run.work_dir}: finished before', flush=True)
     title = f'{task} on {dataset}: {len(waiting)} of {len(runs)} runs to do'
-    _run_all(title, waiting, options)
+    if options.dry_run:
+        print('\n'.join([title, *_dry_lines(waiting, options)]))
+        return []
+    if waiting:
+        _sweep(title, waiting, options.work_dir / f'{task}_{dataset}', options)
     return [
         json.loads((run.work_dir / 'result.json').read_text()) | {'work_dir': str(run.work_dir)}
         for run in runs
@@ -267,24 +296,52 @@ def _arguments(config: str, name: str, backbone: str, options: Options) -> list[
     ]
 
 
-def _run_all(title: str, runs: list[Run], options: Options) -> None:
-    """Run side by side; on GPUs in waves, so that no two runs ever share one."""
-    on_gpus = torch.cuda.device_count() > 0 and options.parallel > 1
-    wave = options.parallel if on_gpus else max(len(runs), 1)
-    for start in range(0, len(runs), wave):
-        part = runs[start : start + wave]
-        found = [_job(run, place, on_gpus, options) for place, run in enumerate(part)]
-        run_jobs(title if start == 0 else 'the next of them', found, options.parallel)
+def _parallel(options: Options) -> int:
+    """Runs at a time on this machine."""
+    if options.parallel is not None:
+        return options.parallel
+    return max(1, torch.cuda.device_count() // max(1, options.gpus))
 
 
-def _job(run: Run, place: int, on_gpus: bool, options: Options) -> Job:
+def _sweep(title: str, runs: Sequence[Run], folder: Path, options: Options) -> None:
+    found = [SweepRun(run.work_dir, _job(run, options)) for run in runs]
+    if options.slurm is None:
+        run_local(title, found, folder, _places(options))
+    else:
+        run_slurm(title, found, folder, slurm_parameters(options.slurm, options.gpus), options.parallel)
+
+
+def _job(run: Run, options: Options) -> Job:
     module = ['-m', 'transfer.finetune', *run.arguments]
     if options.gpus > 1:
         spread = ['--standalone', f'--nproc_per_node={options.gpus}']
         module = ['-m', 'sd_pretrain.torchrun', *spread, *module]
-    env = threads(options.parallel * options.gpus)
-    if on_gpus:
-        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-        ids = visible.split(',') if visible else [str(index) for index in range(torch.cuda.device_count())]
-        env['CUDA_VISIBLE_DEVICES'] = ','.join(ids[place * options.gpus : (place + 1) * options.gpus])
-    return Job(f'{run.name} seed {run.seed}', [sys.executable, *module], run.work_dir / 'stdout.log', env)
+    return Job(f'{run.name} seed {run.seed}', [sys.executable, *module], run.work_dir / LOG)
+
+
+def _places(options: Options) -> list[dict[str, str]]:
+    """For each run that may run at a time here, its environment: its GPUs, its share of the cores."""
+    parallel = _parallel(options)
+    shared = threads(parallel * options.gpus)
+    found = torch.cuda.device_count()
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    ids = visible.split(',') if visible else [str(index) for index in range(found)]
+    # submitit hides all GPUs from a worker that has not asked for one: so they are always named here.
+    return [
+        shared
+        | ({'CUDA_VISIBLE_DEVICES': ','.join(ids[place * options.gpus :][: options.gpus])} if found else {})
+        for place in range(parallel)
+    ]
+
+
+def _dry_lines(runs: Sequence[Run], options: Options) -> list[str]:
+    """What would be run, as shell commands, and what Slurm would be asked for."""
+    states = {'nothing': 'from the beginning', 'part': 'goes on'}
+    lines = []
+    for run in runs:
+        job = _job(run, options)
+        lines += [f'{job.name} ({states[run.state]}):', f'  {shlex.join(job.argv)}']
+    if options.slurm is not None:
+        asked = slurm_parameters(options.slurm, options.gpus)
+        lines.append('sbatch: ' + ', '.join(f'{name}={value}' for name, value in asked.items()))
+    return lines
