@@ -208,7 +208,7 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
         identities = {seed: {'name': name, **describe(cfg, backbone, seed)} for seed in options.seeds}
         # Both raise where the config does not fit.
         put_into(cfg, backbone)
-        split_total_batch(cfg, options.gpus)
+        split_total_batch(cfg, max(1, options.gpus))
         for seed, identity in identities.items():
             work_dir = folder / name / f'seed{seed}'
             own = [*arguments, '--seed', str(seed), '--work-dir', str(work_dir), '--resume']

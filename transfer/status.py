@@ -114,7 +114,7 @@ def read_status(work_dir: Path, job: str | None, queue: Mapping[str, tuple[str, 
 
 
 def last_words(work_dir: Path, job: str | None = None, lines: int = 1) -> str:
-    """The end of a run's log, or of its job's where it has never begun; the ``error:`` line if there is one."""
+    """The end of a run's log, or of its job's where it has never begun; its ``error:`` if there is one."""
     logs = [work_dir / LOG]
     if job is not None:
         logs += sorted((work_dir.parents[1] / JOBS).glob(f'{job}_*log.err'))

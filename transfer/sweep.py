@@ -161,11 +161,13 @@ def _stop(jobs: Sequence[SubmittedJob]) -> None:
 
 
 def raise_mistake(run: SweepRun, said: str) -> None:
+    """Raise InputError where a run's last words are of a mistake in its input."""
     if said.startswith('error: '):
         raise InputError(f'{run.job.name}: {said.removeprefix("error: ")}')
 
 
 def raise_failed(failed: Mapping[SweepRun, str], total: int) -> None:
+    """Raise RunFailedError where runs failed, with the ends of their logs."""
     if failed:
         ends = '\n'.join(f'{run.job.name}; the end of {run.job.log}:\n{said}' for run, said in failed.items())
         raise RunFailedError(
