@@ -48,7 +48,7 @@ def run_slurm(
     queue = slurm_queue()
     new = [run for run in runs if jobs.get(run.key) not in queue]
     if new:
-        numbers = _submit(new, folder, parameters, parallel)
+        numbers = submit(new, folder, parameters, parallel)
         jobs |= {run.key: number for run, number in zip(new, numbers, strict=True)}
         write_jobs(folder, jobs)
         print(f'{len(new)} jobs submitted: {", ".join(numbers)}', flush=True)
@@ -79,7 +79,7 @@ def run_slurm(
     failed = [run for run in runs if statuses[run.key].state == 'failed']
     for run in failed:
         raise_mistake(run, last_words(run.work_dir, jobs[run.key]))
-    raise_failed({run: last_words(run.work_dir, jobs[run.key], lines=12) for run in failed}, len(runs))
+    raise_failed([(run, last_words(run.work_dir, jobs[run.key], lines=12)) for run in failed], len(runs))
 
 
 def slurm_parameters(text: str, gpus: int) -> dict[str, Any]:
@@ -119,9 +119,10 @@ def slurm_parameters(text: str, gpus: int) -> dict[str, Any]:
     return found
 
 
-def _submit(
+def submit(
     runs: Sequence[SweepRun], folder: Path, parameters: Mapping[str, Any], parallel: int | None
 ) -> list[str]:
+    """Submit runs as one job array; returns their job numbers. Arguments as of :func:`run_slurm`."""
     array = {'array_parallelism': parallel or len(runs)}
     try:
         executor = SlurmExecutor(folder / JOBS, max_num_timeout=_REQUEUES)

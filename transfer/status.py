@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,9 @@ JOBS = '_jobs'
 _JOBS_FILE = 'jobs.json'
 _TAIL_BYTES = 1 << 16
 _STATES = ('done', 'running', 'failed', 'waiting')
+_BAR_WIDTH = 24
+# What mmengine writes before each message.
+_MMENGINE = re.compile(r'^\S+ \S+ - mmengine - \w+ - ')
 _COLOURS = {'done': 'green', 'running': 'cyan', 'failed': 'red', 'waiting': 'dim'}
 
 
@@ -109,7 +113,7 @@ def read_status(work_dir: Path, job: str | None, queue: Mapping[str, tuple[str, 
     if state:
         return RunStatus(name, 'waiting', note=f'{state.lower()}: {reason}')
     if log.is_file() or job is not None:
-        return RunStatus(name, 'failed', note=last_words(work_dir, job))
+        return RunStatus(name, 'failed', note=f'ended: {_MMENGINE.sub("", last_words(work_dir, job))}')
     return RunStatus(name, 'waiting')
 
 
@@ -179,11 +183,12 @@ def status_lines(runs: Iterable[RunStatus]) -> list[str]:
 def status_table(title: str, runs: Sequence[RunStatus]) -> Group:
     """Runs in rows with state, bar and note, and their summary, for a terminal."""
     table = Table(title=title, title_justify='left', box=None, pad_edge=False)
-    for column in ('run', 'state', 'progress'):
-        table.add_column(column, no_wrap=True, min_width=24 if column == 'progress' else None)
-    table.add_column('', no_wrap=True, ratio=1)
+    table.add_column('run', no_wrap=True, min_width=max((len(run.name) for run in runs), default=0))
+    table.add_column('state', no_wrap=True, min_width=max(map(len, _STATES)))
+    table.add_column('progress', no_wrap=True, min_width=_BAR_WIDTH)
+    table.add_column('', no_wrap=True)
     for run in runs:
-        bar = ProgressBar(1.0, run.fraction, width=24)
+        bar = ProgressBar(1.0, run.fraction, width=_BAR_WIDTH)
         state, note = Text(run.state, _COLOURS[run.state]), Text(run.note, overflow='ellipsis')
         table.add_row(run.name, state, bar, note)
     return Group(table, Text(summary(runs)))

@@ -105,7 +105,7 @@ def run_local(
                         raise_mistake(run, last_words(run.work_dir))
     finally:
         _stop([job for _, job, _ in running])
-    raise_failed({run: last_words(run.work_dir, lines=12) for run in failed}, len(runs))
+    raise_failed([(run, last_words(run.work_dir, lines=12)) for run in failed], len(runs))
 
 
 def _local_status(run: SweepRun, live: bool, failed: bool) -> RunStatus:
@@ -166,10 +166,10 @@ def raise_mistake(run: SweepRun, said: str) -> None:
         raise InputError(f'{run.job.name}: {said.removeprefix("error: ")}')
 
 
-def raise_failed(failed: Mapping[SweepRun, str], total: int) -> None:
+def raise_failed(failed: Sequence[tuple[SweepRun, str]], total: int) -> None:
     """Raise RunFailedError where runs failed, with the ends of their logs."""
     if failed:
-        ends = '\n'.join(f'{run.job.name}; the end of {run.job.log}:\n{said}' for run, said in failed.items())
+        ends = '\n'.join(f'{run.job.name}; the end of {run.job.log}:\n{said}' for run, said in failed)
         raise RunFailedError(
             f'{len(failed)} of {total} runs failed; the same command goes on with them.\n{ends}'
         )
