@@ -56,8 +56,24 @@ def read_backbone(path: str | Path) -> Backbone:
 
 
 def config_arch(cfg: Any) -> str:
-    """Return the architecture of a det or seg config, such as ``'resnet152'``."""
-    return f'resnet{cfg.model.backbone.depth}'
+    """Return the architecture of a det or seg config, such as ``'resnet152'``.
+
+    Raises:
+        InputError: its backbone is not a ResNet that a checkpoint of ResNet's weights fits as it is.
+    """
+    backbone = cfg.model.get('backbone') or {}
+    name, kind = Path(cfg.filename).name, str(backbone.get('type'))
+    if kind.removeprefix('mmdet.').removeprefix('mmseg.') != 'ResNet' or 'depth' not in backbone:
+        raise InputError(
+            f'the backbone of {name} is a {kind}: a ResNet is needed (ResNetV1c and V1d have another stem, '
+            'which would stay random)'
+        )
+    if backbone.get('style', 'pytorch') != 'pytorch':
+        raise InputError(
+            f"the backbone of {name} has style={backbone['style']!r}, strides where the checkpoint's network "
+            "has none: set model.backbone.style='pytorch', and the mean and std that go with it"
+        )
+    return f'resnet{backbone.depth}'
 
 
 def put_into(cfg: Any, backbone: Backbone) -> None:

@@ -74,7 +74,7 @@ class _ResultHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self._started = time.monotonic() - runner.message_hub.runtime_info.get('finetune_seconds', 0.0)
 
-    def after_train_epoch(self, runner: Runner) -> None:
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         runner.message_hub.update_info('finetune_seconds', time.monotonic() - self._started)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -120,7 +120,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     result = {
         **run,
         **_summary(cfg.task, metrics, runner.val_evaluator.metrics),
-        'checkpoint': f'epoch_{runner.max_epochs}.pth',
+        'checkpoint': _latest_checkpoint(args.work_dir).name,
         'seconds': hook.seconds,
     }
     if main_process:
@@ -128,7 +128,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         found = found.detections if cfg.task == 'det' else found.overlaps
         save_predictions(args.work_dir, found, image_names(runner.val_dataloader.dataset))
         write_json(args.work_dir / 'result.json', result)
-        for path in args.work_dir.glob('epoch_*.pth'):
+        for path in [*args.work_dir.glob('epoch_*.pth'), *args.work_dir.glob('iter_*.pth')]:
             if path.name != result['checkpoint']:
                 path.unlink()  # was kept for a resume only
     leave_distributed()

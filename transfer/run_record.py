@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
 from transfer.backbone import Backbone, config_arch
+from transfer.foreign_config import adopt, open_datasets
 
 SCHEMA = 1
 # With any of these different it is another run; the second of each pair is what to call it in a message.
@@ -23,7 +24,7 @@ _IDENTITY = (
 
 
 def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = False) -> Config:
-    """Read a det or seg config and apply the options.
+    """Read a config of a transfer task, or one of mmdet or mmseg on VOC, and apply the options.
 
     Raises:
         InputError: the file is missing, is no config, or is not one of a transfer task.
@@ -38,6 +39,7 @@ def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = F
         raise InputError(
             f'{path} does not read as a config, with its options: {type(error).__name__}: {error}'
         ) from error
+    adopt(cfg)
     if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
         raise InputError(f'{path} is no config of a transfer task: take one of configs/det or configs/seg')
     if amp:
@@ -130,14 +132,7 @@ def _short(run: dict[str, Any], key: str, what: str) -> str:
 
 def voc_datasets(cfg: Config) -> list[dict]:
     """Return the VOC datasets of a config, those to train on first; wrappers are opened."""
-    found, waiting = [], [cfg.train_dataloader.dataset, cfg.val_dataloader.dataset]
-    while waiting:
-        one = waiting.pop(0)
-        inner = [*one.get('datasets', []), *([one.dataset] if 'dataset' in one else [])]
-        waiting = [*inner, *waiting]
-        if not inner:
-            found.append(one)
-    return found
+    return open_datasets([cfg.train_dataloader.dataset, cfg.val_dataloader.dataset])
 
 
 def _relative(path: str) -> str:

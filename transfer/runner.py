@@ -19,9 +19,10 @@ from sd_pretrain.jobs import threads
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.process import Job
 from transfer import check_data, finetune
-from transfer.backbone import RANDOM, put_into, read_backbone
+from transfer.backbone import RANDOM, config_arch, put_into, read_backbone
 from transfer.checkpoint_io import is_published, load_checkpoint, read_meta, sha256_of
 from transfer.convert import convert
+from transfer.foreign_config import data_folder
 from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
 from transfer.slurm import run_slurm, slurm_parameters
 from transfer.sources import resolve
@@ -189,6 +190,7 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
     """
     backbones = {name: read_backbone(path) for name, path in files.items()}
     archs = [one.arch for one in backbones.values() if one.arch]
+    asked = next(pair for pair, known in TASKS.items() if known is task)
     runs, checked = [], set()
     for name, backbone in backbones.items():
         # The random initialisation has no depth of its own: it takes the baseline's.
@@ -196,10 +198,13 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
         arguments = _arguments(config, name, files[name], options)
         parsed = finetune.parse_args([*arguments, '--work-dir', '.'])
         cfg = load_config(config, parsed.cfg_options, options.amp)
+        config_arch(cfg)
+        if (cfg.task, cfg.dataset) != asked:
+            raise InputError(f'{config} is for {cfg.task} {cfg.dataset}, not {" ".join(asked)}')
         set_data_root(cfg, parsed.data_root or 'data')
         lists: dict[str, list[str]] = {}
         for dataset in voc_datasets(cfg):
-            lists.setdefault(dataset.data_root, []).append(Path(dataset.ann_file).stem)
+            lists.setdefault(str(data_folder(dataset)), []).append(Path(dataset.ann_file).stem)
         for root, stems in lists.items():
             key = (root, *dict.fromkeys(stems))
             if key not in checked:

@@ -1,0 +1,149 @@
+"""Stock configs of mmdet and mmseg, as a user brings them: adopted, given the backbone, trained, measured."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from sd_pretrain.cli import InputError
+from transfer import finetune, runner
+from transfer.foreign_config import data_folder
+from transfer.run_record import load_config
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def stock(package, config):
+    root = Path(importlib.util.find_spec(package).submodule_search_locations[0])
+    return root / '.mim' / 'configs' / config
+
+
+RETINANET = """
+_base_ = ['{base}']
+# For two CPU cores and tiny images: another depth, one small scale, VOC2007 alone.
+train_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True), dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+model = dict(backbone=dict(depth=18), neck=dict(in_channels=[64, 128, 256, 512]))
+max_epochs = 1
+train_cfg = dict(max_epochs=1)
+param_scheduler = []
+train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
+    _delete_=True, type='VOCDataset', data_root='data/VOCdevkit/',
+    ann_file='VOC2007/ImageSets/Main/trainval.txt', data_prefix=dict(sub_data_root='VOC2007/'), pipeline=train_pipeline))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
+"""
+FCN = """
+_base_ = ['{base}']
+train_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+    dict(type='RandomCrop', crop_size=(48, 48)), dict(type='PackSegInputs'),
+]
+data = dict(pipeline=train_pipeline)
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(
+    _delete_=True, type='PascalVOCDataset', data_root='data/VOCdevkit/VOC2012',
+    data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+    ann_file='ImageSets/Segmentation/train.txt', pipeline=train_pipeline))
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+model = dict(data_preprocessor=dict(size=(48, 48)), backbone=dict(type='ResNet', depth=18),
+    decode_head=dict(in_channels=512, channels=32), auxiliary_head=dict(in_channels=256, channels=16))
+train_cfg = dict(max_iters=3, val_interval=3)
+default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
+"""
+
+
+@pytest.fixture
+def in_repo(monkeypatch):
+    monkeypatch.chdir(REPO)
+
+
+@pytest.fixture(scope='module')
+def backbone(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('backbone')
+    torch.save(resnet18().state_dict(), folder / 'r18.pth')
+    return runner.backbone_file('A', str(folder / 'r18.pth'), folder)
+
+
+def written(tmp_path, text, package, config, name='my_config.py'):
+    path = tmp_path / name
+    path.write_text(text.format(base=stock(package, config)))
+    return str(path)
+
+
+def run(task, dataset, config, backbone, data_root, tmp_path):
+    """Plan as tools/transfer.sh does, and run in this process what it would start."""
+    options = runner.Options(config=config, data_root=str(data_root))
+    (planned,) = runner.plan(runner.find_task(task, dataset), {'A': backbone}, tmp_path / 'w', options)
+    assert (planned.identity['task'], planned.identity['dataset']) == (task, dataset)
+    return finetune.finetune(finetune.parse_args(planned.arguments)), planned.work_dir
+
+
+def test_mmdets_retinanet(in_repo, backbone, tiny_voc, tmp_path, capfd):
+    config = written(tmp_path, RETINANET, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    result, work_dir = run('det', 'voc07', config, backbone, tiny_voc, tmp_path)
+    assert set(result['metrics']) == {'mAP_11point', 'mAP_area'}
+    assert result['checkpoint'] == 'epoch_1.pth'
+    # All of the file but layer4's twin for a shared head, which this detector has not.
+    assert 'backbone: 120 of 120 tensors equal' in capfd.readouterr().out
+    assert (work_dir / 'predictions.npz').is_file()
+
+
+def test_mmsegs_fcn_counts_in_iterations(in_repo, backbone, tiny_voc, tmp_path):
+    config = written(tmp_path, FCN, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    result, work_dir = run('seg', 'voc12', config, backbone, tiny_voc, tmp_path)
+    assert set(result['metrics']) == {'mIoU'} and result['seconds'] > 0
+    assert result['checkpoint'] == 'iter_3.pth'
+    assert [path.name for path in work_dir.glob('*.pth')] == ['iter_3.pth']
+    assert json.loads((work_dir / 'result.json').read_text()) == result
+
+
+@pytest.mark.parametrize(
+    ('addition', 'message'),
+    [
+        ("model = dict(backbone=dict(type='ResNetV1d'))", r'backbone of my_config\.py is a ResNetV1d'),
+        ("model = dict(backbone=dict(style='caffe'))", r"style='caffe'"),
+        ("load_from = 'coco.pth'", r'from coco\.pth, the backbone with it'),
+        ("val_evaluator = dict(_delete_=True, type='CocoMetric')", r'CocoMetric: VOCMetric is needed'),
+        ("default_scope = 'mmpose'", "default_scope is 'mmpose'"),
+        ('val_evaluator = None', 'VOCMetric is needed'),
+        (
+            "val_dataloader = dict(dataset=dict(ann_file='VOC2012/ImageSets/Main/val.txt'))",
+            'trains on VOC2007 and VOC2012 and tests on VOC2012: there are det voc07',
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(in_repo, backbone, tiny_voc, tmp_path, addition, message):
+    base = "_base_ = ['{base}']\n"
+    config = written(tmp_path, base + addition + '\n', 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    options = runner.Options(config=config, data_root=str(tiny_voc))
+    with pytest.raises(InputError, match=message):
+        runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+
+
+def test_a_config_of_another_task_is_refused(in_repo, backbone, tiny_voc, tmp_path):
+    options = runner.Options(
+        config='configs/demo/deeplabv3_r18-d16_demo-voc12.py', data_root=str(tiny_voc), work_dir=tmp_path
+    )
+    with pytest.raises(InputError, match=r'demo-voc12\.py is for seg voc12, not det voc07'):
+        runner.run_transfer('det', 'voc07', {'A': backbone}, options)
+
+
+def test_own_configs_are_left_alone():
+    cfg = load_config(REPO / 'configs/det/faster-rcnn_r50-c4_8xb2_voc07.py')
+    assert (cfg.task, cfg.dataset) == ('det', 'voc07') and len(cfg.val_evaluator) == 2
+
+
+def test_the_voc_folder_however_the_path_is_split():
+    lists = 'ImageSets/Main/test.txt'
+    for root, file in (('data/VOCdevkit/', f'VOC2007/{lists}'), ('data/VOCdevkit/VOC2007', lists)):
+        assert data_folder({'data_root': root, 'ann_file': file}) == Path('data/VOCdevkit/VOC2007')

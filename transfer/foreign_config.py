@@ -1,0 +1,92 @@
+"""Configs of mmdet and mmseg that were not written for this project: their task and how they are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from sd_pretrain.cli import InputError
+
+_TASKS = {'mmdet': 'det', 'mmseg': 'seg'}
+# The task, and the VOC years that are trained on and tested on.
+_DATASETS = {
+    ('det', ('VOC2007',), 'VOC2007'): 'voc07',
+    ('det', ('VOC2007', 'VOC2012'), 'VOC2007'): 'voc0712',
+    ('seg', ('VOC2012',), 'VOC2012'): 'voc12',
+}
+_METRICS = {'det': 'VOCMetric', 'seg': 'IoUMetric'}
+_EVALUATORS = {
+    'det': [
+        {'type': 'VOCMetric', 'metric': 'mAP', 'eval_mode': '11points', 'prefix': '11point'},
+        {'type': 'VOCMetric', 'metric': 'mAP', 'eval_mode': 'area', 'prefix': 'area'},
+    ],
+    'seg': {'type': 'IoUMetric', 'iou_metrics': ['mIoU']},
+}
+
+
+def adopt(cfg: Config) -> None:
+    """Give a stock detector's or segmentor's config (changed in place) a task, a dataset and our metrics.
+
+    Model, schedule and data stay as they are. Configs of this project name their task and are left alone.
+
+    Raises:
+        InputError: it is for another library, other data or another metric.
+    """
+    if 'task' in cfg:
+        return
+    name = Path(cfg.filename).name
+    task = _TASKS.get(cfg.get('default_scope'))
+    if task is None:
+        raise InputError(
+            f'{name} is no config of mmdet or mmseg: its default_scope is {cfg.get("default_scope")!r}, not '
+            "'mmdet' or 'mmseg'"
+        )
+    missing = {'model', 'train_dataloader', 'val_dataloader', 'val_evaluator', 'optim_wrapper'} - set(cfg)
+    if missing:
+        raise InputError(f'{name} lacks {", ".join(sorted(missing))}: it cannot be trained and evaluated')
+    if cfg.get('load_from'):
+        raise InputError(
+            f'{name} loads the whole model from {cfg.load_from}, the backbone with it: set load_from=None'
+        )
+    trained, tested = (_years([cfg[part].dataset]) for part in ('train_dataloader', 'val_dataloader'))
+    dataset = _DATASETS.get((task, trained, *tested)) if len(tested) == 1 else None
+    if dataset is None:
+        known = ', '.join(f'{kind} {known}' for (kind, _, _), known in _DATASETS.items())
+        raise InputError(
+            f'{name} trains on {" and ".join(trained) or "no VOC data"} and tests on '
+            f'{" and ".join(tested) or "no VOC data"}: there are {known}'
+        )
+    evaluators = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
+    types = [one and one.get('type') for one in evaluators]
+    if _METRICS[task] not in types:
+        raise InputError(f'{name} measures with {", ".join(map(str, types))}: {_METRICS[task]} is needed')
+    cfg.merge_from_dict({'task': task, 'dataset': dataset})
+    # mmseg's older way to say init_cfg, which would stand against the backbone's.
+    if 'pretrained' in cfg.model:
+        cfg.model.pretrained = None
+    cfg.val_evaluator = cfg.test_evaluator = _EVALUATORS[task]
+
+
+def data_folder(dataset: dict[str, Any]) -> Path:
+    """The ``VOC2007`` or ``VOC2012`` folder of a dataset's config, however the path is split in it."""
+    path = Path(dataset['data_root'] or '') / dataset['ann_file']
+    return next((one.parent for one in path.parents if one.name == 'ImageSets'), path.parent)
+
+
+def open_datasets(datasets: Iterable[dict]) -> list[dict]:
+    """The plain datasets inside wrappers, in their order."""
+    found, waiting = [], list(datasets)
+    while waiting:
+        one = waiting.pop(0)
+        inner = [*one.get('datasets', []), *([one['dataset']] if 'dataset' in one else [])]
+        waiting = [*inner, *waiting]
+        if not inner:
+            found.append(one)
+    return found
+
+
+def _years(datasets: Iterable[dict]) -> tuple[str, ...]:
+    return tuple(sorted({data_folder(one).name for one in open_datasets(datasets) if one.get('ann_file')}))
