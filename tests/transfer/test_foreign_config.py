@@ -39,7 +39,8 @@ train_cfg = dict(max_epochs=1)
 param_scheduler = []
 train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
     _delete_=True, type='VOCDataset', data_root='data/VOCdevkit/',
-    ann_file='VOC2007/ImageSets/Main/trainval.txt', data_prefix=dict(sub_data_root='VOC2007/'), pipeline=train_pipeline))
+    ann_file='VOC2007/ImageSets/Main/trainval.txt', data_prefix=dict(sub_data_root='VOC2007/'),
+    pipeline=train_pipeline))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 """
 FCN = """
