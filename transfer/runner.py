@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
-from sd_pretrain.jobs import threads
 from sd_pretrain.launch import check_gpus
-from sd_pretrain.process import Job
 from transfer import check_data, finetune
 from transfer.backbone import RANDOM, config_arch, put_into, read_backbone
 from transfer.checkpoint_io import is_published, load_checkpoint, read_meta, sha256_of
 from transfer.convert import convert
 from transfer.foreign_config import data_folder
 from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
-from transfer.slurm import run_slurm, slurm_parameters
+from transfer.slurm import slurm_parameters
 from transfer.sources import resolve
-from transfer.status import LOG
-from transfer.sweep import SweepRun, run_local
+from transfer.start import dry_lines, runs_at_a_time, start
 from transfer.table import collect, require_comparable
 
 # One file serves both tasks, so that a name stands for one backbone, byte for byte. Converting for mmdet
@@ -243,7 +235,7 @@ def run_transfer(
     """
     found = find_task(task, dataset)
     if options.slurm is None:
-        check_gpus(options.gpus, _parallel(options))
+        check_gpus(options.gpus, runs_at_a_time(options))
         finetune.check_amp(options.amp)
     else:
         slurm_parameters(options.slurm, options.gpus)
@@ -265,10 +257,10 @@ def run_transfer(
             print(f'{run.work_dir}: finished before', flush=True)
     title = f'{task} on {dataset}: {len(waiting)} of {len(runs)} runs to do'
     if options.dry_run:
-        print('\n'.join([title, *_dry_lines(waiting, options)]))
+        print('\n'.join([title, *dry_lines(waiting, options)]))
         return []
     if waiting:
-        _sweep(title, waiting, options.work_dir / f'{task}_{dataset}', options)
+        start(title, waiting, options.work_dir / f'{task}_{dataset}', options)
     return [
         json.loads((run.work_dir / 'result.json').read_text()) | {'work_dir': str(run.work_dir)}
         for run in runs
@@ -299,54 +291,3 @@ def _arguments(config: str, name: str, backbone: str, options: Options) -> list[
         *(['--launcher', 'pytorch'] if options.gpus > 1 else []),
         *(['--cfg-options', *options.cfg_options] if options.cfg_options else []),
     ]
-
-
-def _parallel(options: Options) -> int:
-    """Runs at a time on this machine."""
-    if options.parallel is not None:
-        return options.parallel
-    return max(1, torch.cuda.device_count() // max(1, options.gpus))
-
-
-def _sweep(title: str, runs: Sequence[Run], folder: Path, options: Options) -> None:
-    found = [SweepRun(run.work_dir, _job(run, options)) for run in runs]
-    if options.slurm is None:
-        run_local(title, found, folder, _places(options))
-    else:
-        run_slurm(title, found, folder, slurm_parameters(options.slurm, options.gpus), options.parallel)
-
-
-def _job(run: Run, options: Options) -> Job:
-    module = ['-m', 'transfer.finetune', *run.arguments]
-    if options.gpus > 1:
-        spread = ['--standalone', f'--nproc_per_node={options.gpus}']
-        module = ['-m', 'sd_pretrain.torchrun', *spread, *module]
-    return Job(f'{run.name} seed {run.seed}', [sys.executable, *module], run.work_dir / LOG)
-
-
-def _places(options: Options) -> list[dict[str, str]]:
-    """For each run that may run at a time here, its environment: its GPUs, its share of the cores."""
-    parallel = _parallel(options)
-    shared = threads(parallel * options.gpus)
-    found = torch.cuda.device_count()
-    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-    ids = visible.split(',') if visible else [str(index) for index in range(found)]
-    # submitit hides all GPUs from a worker that has not asked for one: so they are always named here.
-    return [
-        shared
-        | ({'CUDA_VISIBLE_DEVICES': ','.join(ids[place * options.gpus :][: options.gpus])} if found else {})
-        for place in range(parallel)
-    ]
-
-
-def _dry_lines(runs: Sequence[Run], options: Options) -> list[str]:
-    """What would be run, as shell commands, and what Slurm would be asked for."""
-    states = {'nothing': 'from the beginning', 'part': 'goes on'}
-    lines = []
-    for run in runs:
-        job = _job(run, options)
-        lines += [f'{job.name} ({states[run.state]}):', f'  {shlex.join(job.argv)}']
-    if options.slurm is not None:
-        asked = slurm_parameters(options.slurm, options.gpus)
-        lines.append('sbatch: ' + ', '.join(f'{name}={value}' for name, value in asked.items()))
-    return lines
