@@ -93,7 +93,7 @@ def convert(
         parts = sorted({name.split('.')[0] for name in weights.ignored})
         notes.append(f'{len(weights.ignored)} tensors beside the network left out ({", ".join(parts[:5])})')
 
-    state_dict, shared_head, filled = _cover(weights.tensors, arch, to, where)
+    state_dict, shared_head, filled = cover(weights.tensors, arch, to, where)
     if filled:
         notes.append(f'{filled} num_batches_tracked that the source lacks set to 0')
     classifier = 'fc.weight' in state_dict
@@ -151,13 +151,22 @@ def detect_arch(state_dict: Mapping[str, Tensor]) -> str:
     return architecture.detect_arch(state_dict)
 
 
-def _cover(
+def cover(
     tensors: Mapping[str, Tensor], arch: str, to: str, where: str
 ) -> tuple[dict[str, Tensor], int, int]:
     """Match every parameter and buffer of the real target with a source tensor by name and shape.
 
+    Args:
+        tensors: The source's, under torchvision's names.
+        arch: Such as ``'resnet152'``.
+        to: One of :data:`TARGETS`.
+        where: What to call the source in a message.
+
     Returns:
         The target's tensors in its order; how many the C4 shared head takes; how many were filled in.
+
+    Raises:
+        InputError: tensors are missing, of another shape, too many, or not finite.
     """
     import torch
 

@@ -1,0 +1,285 @@
+"""What a published network's card (Hugging Face) and index entry (OpenMMLab's metafile) say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from mmengine.config import Config
+
+from sd_pretrain.cli import InputError
+from transfer import evidence, table
+from transfer.checkpoint_io import read_meta
+
+LICENSES = (
+    *('apache-2.0', 'mit', 'bsd-2-clause', 'bsd-3-clause', 'cc0-1.0', 'cc-by-4.0', 'cc-by-sa-4.0'),
+    *('cc-by-nc-4.0', 'cc-by-nc-sa-4.0', 'gpl-3.0', 'lgpl-3.0', 'openrail', 'other'),
+)
+PAPER = {
+    'Title': 'Snapshot Distillation: Teacher-Student Optimization in One Generation',
+    'URL': 'https://arxiv.org/abs/1812.00123',
+}
+_ACCURACIES = {'top1': 'Top 1 Accuracy', 'top5': 'Top 5 Accuracy'}
+# Task and data set of each metric after transfer, as Hugging Face and OpenMMLab call them.
+_TRANSFERS = {
+    'det': ('object-detection', 'Object Detection'),
+    'seg': ('image-segmentation', 'Semantic Segmentation'),
+    'probe': ('image-classification', 'Image Classification'),
+}
+_DEMO = 'emoji world (demo)'
+_DATASETS = {
+    'voc07': 'PASCAL VOC 2007',
+    'voc0712': 'PASCAL VOC 2007 (trained on 2007 and 2012)',
+    'voc12': 'PASCAL VOC 2012',
+}
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A metric after fine-tuning: mean (a fraction) over ``seeds``, and what is said of its difference."""
+
+    task: str
+    dataset: str
+    metric: str
+    value: float
+    seeds: tuple[int, ...]
+    verdict: str | None
+
+
+@dataclass(frozen=True)
+class Transfers:
+    """The metrics, and the Markdown table of all backbones of their work dirs."""
+
+    values: tuple[Transfer, ...] = ()
+    tables: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is known of a network when it is published."""
+
+    name: str
+    arch: str
+    parameters: int
+    config: str
+    recipe: dict[str, Any]
+    accuracies: dict[str, float]
+    transfers: Transfers
+    files: dict[str, str]
+    source_sha256: str
+    license: str
+
+    @property
+    def pth(self) -> str:
+        """Name of the PyTorch file."""
+        return next(name for name in self.files if name.endswith('.pth'))
+
+    @property
+    def safetensors(self) -> str:
+        """Name of the safetensors file."""
+        return next(name for name in self.files if name.endswith('.safetensors'))
+
+    @property
+    def data(self) -> str:
+        """What it was trained on."""
+        return _DEMO if _is_demo(self.config) else str(self.recipe['data'])
+
+    @property
+    def imagenet(self) -> bool:
+        """Whether it was trained on ILSVRC2012's thousand classes."""
+        return self.recipe['classes'] == 1000 and 'imagenet' in self.name
+
+
+def check_license(name: str) -> None:
+    """Raise InputError where Hugging Face's cards do not know a licence."""
+    if name not in LICENSES:
+        raise InputError(f'unknown licence {name!r}: one of {", ".join(LICENSES)}')
+
+
+def recipe(cfg: Config) -> dict[str, Any]:
+    """Read the recipe of a pretraining off its config."""
+    optimizer = cfg.optim_wrapper.optimizer
+    hook = next((one for one in cfg.get('custom_hooks', []) if 'SnapshotDistillation' in one['type']), None)
+    algorithm = 'BL (baseline)'
+    if hook is not None:
+        algorithm = 'SD (Snapshot Distillation)' if hook.get('distill') else 'SE (Snapshot Ensemble)'
+    dataset = cfg.train_dataloader.dataset
+    found = {
+        'algorithm': algorithm,
+        'network': cfg.model.network,
+        'classes': cfg.model.num_classes,
+        'data': dataset.get('data_root', ''),
+        'image size': dataset.get('size'),
+        'epochs': cfg.train_cfg.max_epochs,
+        'total batch': cfg.total_batch_size,
+        'optimizer': f'{optimizer.type}, momentum {optimizer.get("momentum", 0)}'
+        + (' (Nesterov)' if optimizer.get('nesterov') else ''),
+        'learning rate': optimizer.lr,
+        'weight decay': optimizer.get('weight_decay', 0),
+        'seed': cfg.get('randomness', {}).get('seed'),
+    }
+    if hook is not None:
+        found |= {'mini-generations (K)': len(hook.ends), 'ends (epochs)': list(hook.ends)}
+        if hook.get('distill'):
+            found['temperature (T)'] = hook.get('temperature')
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def transfer_results(folders: Sequence[Path], source_sha256: str, baseline: str) -> Transfers:
+    """Collect the fine-tunings of the network with that checkpoint from transfer work dirs.
+
+    Raises:
+        InputError: a folder has none of them.
+    """
+    values: list[Transfer] = []
+    tables: list[str] = []
+    for folder in folders:
+        results = table.collect(folder, first=[baseline])
+        names = _names(folder, source_sha256)
+        ours = [one for one in results if one['name'] in names]
+        if not ours:
+            raise InputError(f'{folder} has no finished fine-tuning of this network, only of others')
+        verdicts = {
+            (one.name, one.metric): one.verdict.text for one in evidence.compare(results) if one.name in names
+        }
+        for metric in table.METRICS:
+            runs = [one for one in ours if metric in one['metrics']]
+            if runs:
+                values.append(
+                    Transfer(
+                        runs[0]['task'],
+                        _dataset(runs[0]),
+                        metric,
+                        fmean(one['metrics'][metric] for one in runs),
+                        tuple(one['seed'] for one in runs),
+                        verdicts.get((runs[0]['name'], metric)),
+                    )
+                )
+        tables.append(table.format_table(results, fmt='markdown'))
+    return Transfers(tuple(values), tuple(tables))
+
+
+def model_card(facts: Facts) -> str:
+    """The card as Markdown, with Hugging Face's front matter."""
+    data = ModelCardData(
+        library_name='timm',
+        license=facts.license,
+        license_name='see-the-owner' if facts.license == 'other' else None,
+        pipeline_tag='image-classification',
+        tags=['image-classification', 'timm', 'snapshot-distillation', facts.arch],
+        datasets=['ILSVRC/imagenet-1k'] if facts.imagenet else None,
+        model_name=facts.name,
+        eval_results=_eval_results(facts) or None,
+    )
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / 'templates'),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    body = environment.get_template('model_card.md.j2').render(
+        facts=facts, accuracies=_ACCURACIES, percent=table.percent, metrics=table.METRICS, paper=PAPER
+    )
+    return f'---\n{data.to_yaml()}\n---\n\n{body}'
+
+
+def metafile(facts: Facts) -> str:
+    """The entry of OpenMMLab's model index, as YAML."""
+    data = 'ImageNet-1k' if facts.imagenet else facts.data
+    results = []
+    if facts.accuracies:
+        metrics = {_ACCURACIES[key]: round(100 * value, 2) for key, value in facts.accuracies.items()}
+        results.append({'Task': 'Image Classification', 'Dataset': data, 'Metrics': metrics})
+    grouped: dict[tuple[str, str], dict[str, float]] = {}
+    for one in facts.transfers.values:
+        key = (_TRANSFERS[one.task][1], one.dataset)
+        grouped.setdefault(key, {})[table.METRICS[one.metric]] = round(100 * one.value, 2)
+    results += [
+        {'Task': task, 'Dataset': dataset, 'Metrics': metrics} for (task, dataset), metrics in grouped.items()
+    ]
+    collection = 'Snapshot Distillation'
+    entry = {
+        'Collections': [
+            {
+                'Name': collection,
+                'Metadata': {
+                    'Training Data': data,
+                    'Training Techniques': [facts.recipe['algorithm'], 'SGD with Momentum', 'Weight Decay'],
+                    'Architecture': ['ResNet'],
+                },
+                'Paper': PAPER,
+                'README': 'README.md',
+            }
+        ],
+        'Models': [
+            {
+                'Name': facts.name,
+                'In Collection': collection,
+                'Config': facts.config,
+                'Metadata': {
+                    'Training Data': data,
+                    'Epochs': facts.recipe['epochs'],
+                    'Batch Size': facts.recipe['total batch'],
+                    'Parameters': facts.parameters,
+                },
+                'Results': results,
+                'Weights': facts.pth,
+            }
+        ],
+    }
+    return yaml.safe_dump(entry, sort_keys=False, allow_unicode=True)
+
+
+def _is_demo(config: str) -> bool:
+    return 'demo' in Path(config).parts
+
+
+def _dataset(result: Mapping[str, Any]) -> str:
+    if _is_demo(result.get('config', '')):
+        return _DEMO
+    return _DATASETS.get(result.get('dataset', ''), result.get('dataset', ''))
+
+
+def _eval_results(facts: Facts) -> list[EvalResult]:
+    kind, name = ('ILSVRC/imagenet-1k', 'ILSVRC2012') if facts.imagenet else ('custom', facts.data)
+    found = [
+        EvalResult(
+            task_type='image-classification',
+            dataset_type=kind,
+            dataset_name=name,
+            dataset_split='val',
+            metric_type='accuracy',
+            metric_name=_ACCURACIES[key],
+            metric_value=round(100 * value, 2),
+        )
+        for key, value in facts.accuracies.items()
+    ]
+    for one in facts.transfers.values:
+        found.append(
+            EvalResult(
+                task_type=_TRANSFERS[one.task][0],
+                dataset_type='custom',
+                dataset_name=one.dataset,
+                metric_type='mean_iou' if one.metric == 'mIoU' else 'mAP',
+                metric_name=table.METRICS[one.metric],
+                metric_value=round(100 * one.value, 2),
+            )
+        )
+    return found
+
+
+def _names(folder: Path, source_sha256: str) -> set[str]:
+    """What a transfer work dir calls the backbones that were converted from that checkpoint."""
+    files = (folder / 'backbones').glob('*_mmdet-*.pth')
+    return {
+        path.name.rpartition('_mmdet-')[0]
+        for path in files
+        if read_meta(path)['source_sha256'] == source_sha256
+    }
