@@ -1,0 +1,7 @@
+_base_ = ['./faster-rcnn_r50-c4_8xb2_voc0712.py']
+
+pretrained = dict(checkpoint='torchvision://resnet152')
+model = dict(
+    backbone=dict(depth=152, init_cfg=pretrained),
+    roi_head=dict(shared_head=dict(depth=152, init_cfg=pretrained)),
+)
