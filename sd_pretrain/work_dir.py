@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,17 @@ def write_json(path: str | Path, content: Any) -> None:
     part = path.with_suffix('.json.part')
     part.write_text(json.dumps(content, indent=2) + '\n')
     os.replace(part, path)
+
+
+@contextmanager
+def one_at_a_time(path: str | Path) -> Iterator[None]:
+    """Keep the other processes that want to write ``path`` waiting."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f'.{path.name}.lock').open('w') as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def claim(work_dir: str | Path, wanted: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sd_pretrain.cli import InputError, run_main
-from transfer.check_data import Findings, inspect_voc07, inspect_voc12, shorten
+from transfer.check_data import Findings, inspect_voc07, inspect_voc12, inspect_voc12_detection, shorten
 
 
 def _inspect_imagenet(root: Path, full_size: bool) -> Findings:
@@ -33,6 +33,7 @@ CHECKS: dict[str, tuple[str, Callable[[Path, bool], Findings]]] = {
     'imagenet': ('ILSVRC2012', _inspect_imagenet),
     'voc07': ('VOCdevkit/VOC2007', inspect_voc07),
     'voc12': ('VOCdevkit/VOC2012', inspect_voc12),
+    'voc12det': ('VOCdevkit/VOC2012', inspect_voc12_detection),
     'cifar100': ('cifar-100-python', _inspect_cifar100),
 }
 TABLE5 = ('imagenet', 'voc07', 'voc12')

@@ -16,6 +16,7 @@ from transfer.voc import BORDER, CLASSES, read_annotation, read_list
 # Section 4.3 of the paper; 10,582 training images of VOC2012 are 1,464 + 9,118.
 FULL_VOC07 = {'trainval': 5011, 'test': 4952}
 FULL_VOC12 = {'train': 1464, 'aug': 9118, 'val': 1449}
+FULL_VOC12_DETECTION = {'trainval': 11540}
 GET_VOC07 = (
     'get VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar from the PASCAL VOC2007 page '
     '(host.robots.ox.ac.uk/pascal/VOC/voc2007) and unpack both into the data root'
@@ -77,6 +78,21 @@ def check_voc07(
     return inspect_voc07(root, full_size, lists).raise_if_any()
 
 
+def check_detection(root: str | Path, full_size: bool = False, lists: Sequence[str] = ()) -> dict[str, int]:
+    """Check one of the folders of VOC07+12, by its name, as :func:`check_voc07` does.
+
+    Args:
+        root: the folder ``VOC2007`` or ``VOC2012``.
+        full_size: require the official numbers of images.
+        lists: names of the list files in use; default: those of the year.
+
+    Raises:
+        InputError: something is missing or wrong; names the file, what was found and what to do.
+    """
+    inspect = inspect_voc12_detection if Path(root).name == 'VOC2012' else inspect_voc07
+    return inspect(root, full_size, **({'lists': lists} if lists else {})).raise_if_any()
+
+
 def check_voc12(
     root: str | Path, full_size: bool = False, lists: Sequence[str] = ('train', 'aug', 'val')
 ) -> dict[str, int]:
@@ -102,13 +118,22 @@ def inspect_voc07(
     root: str | Path, full_size: bool = False, lists: Sequence[str] = ('trainval', 'test')
 ) -> Findings:
     """Like :func:`check_voc07`, but return all findings instead of raising."""
-    root = Path(root)
+    return _inspect_detection(Path(root), FULL_VOC07 if full_size else {}, lists, GET_VOC07)
+
+
+def inspect_voc12_detection(
+    root: str | Path, full_size: bool = False, lists: Sequence[str] = ('trainval',)
+) -> Findings:
+    """The same for VOC2012's detection images."""
+    return _inspect_detection(Path(root), FULL_VOC12_DETECTION if full_size else {}, lists, GET_VOC12)
+
+
+def _inspect_detection(root: Path, full: dict[str, int], lists: Sequence[str], where: str) -> Findings:
     folders = ('JPEGImages', 'Annotations', 'ImageSets/Main')
-    found, names = _read_lists(root, 'ImageSets/Main', folders, lists, lambda _: GET_VOC07)
-    if full_size:
-        found.problems += _count_problems(root, found.counts, FULL_VOC07, lambda _: GET_VOC07)
-    found.problems += _missing_files(root, 'JPEGImages', '.jpg', names, GET_VOC07)
-    found.problems += _missing_files(root, 'Annotations', '.xml', names, GET_VOC07)
+    found, names = _read_lists(root, 'ImageSets/Main', folders, lists, lambda _: where)
+    found.problems += _count_problems(root, found.counts, full, lambda _: where)
+    found.problems += _missing_files(root, 'JPEGImages', '.jpg', names, where)
+    found.problems += _missing_files(root, 'Annotations', '.xml', names, where)
     found.problems += _each(partial(_annotation_problems, root), names)
     return found
 

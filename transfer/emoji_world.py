@@ -6,14 +6,12 @@ every machine.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -21,9 +19,12 @@ from xml.sax.saxutils import escape
 from PIL import Image
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.work_dir import one_at_a_time, write_json
 from transfer.emoji_scenes import PRETRAIN_SPRITES, Object, classification_image, mask_of, scene
+from transfer.voc import read_list
 
-VERSION = 1
+# 1 had no boxes in VOC2012; such a world gets them.
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class WorldSize:
         return WorldSize(**counts, pretrain_px=self.pretrain_px, scene_px=self.scene_px)
 
 
-def annotation_of(objects: list[Object], name: str, size: tuple[int, int]) -> str:
+def annotation_of(objects: list[Object], name: str, size: tuple[int, int], folder: str = 'VOC2007') -> str:
     """The VOC XML of a scene; coordinates are 1-based and inclusive, as VOC has them."""
     boxes = ''.join(
         f'  <object>\n    <name>{escape(o.name)}</name>\n    <pose>Unspecified</pose>\n'
@@ -60,7 +61,7 @@ def annotation_of(objects: list[Object], name: str, size: tuple[int, int]) -> st
         for o in objects
     )
     return (
-        f'<annotation>\n  <folder>VOC2007</folder>\n  <filename>{name}.jpg</filename>\n'
+        f'<annotation>\n  <folder>{folder}</folder>\n  <filename>{name}.jpg</filename>\n'
         f'  <size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>\n'
         f'  <segmented>0</segmented>\n{boxes}</annotation>\n'
     )
@@ -97,15 +98,24 @@ def _write_voc12_image(root: Path, seed: int, size: WorldSize, index: int) -> No
     image, objects = scene((seed, 4, index), size.scene_px)
     _save_jpeg(image, root / 'JPEGImages' / f'{name}.jpg')
     mask = mask_of(objects, size.scene_px)
-    augmented = size.seg_train <= index < size.seg_train + size.seg_aug
-    if not augmented:
+    if not _is_augmented(index, size):
         mask.save(root / 'SegmentationClass' / f'{name}.png')
+        _write_voc12_boxes(root, name, objects, size)
     if index < size.seg_train + size.seg_aug:
         mask.save(root / 'SegmentationClassAug' / f'{name}.png')
 
 
+def _write_voc12_boxes(root: Path, name: str, objects: list[Object], size: WorldSize) -> None:
+    annotation = annotation_of(objects, name, size.scene_px, 'VOC2012')
+    (root / 'Annotations' / f'{name}.xml').write_text(annotation)
+
+
+def _is_augmented(index: int, size: WorldSize) -> bool:
+    return size.seg_train <= index < size.seg_train + size.seg_aug
+
+
 def _write_lists(folder: Path, lists: dict[str, list[str]]) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, images in lists.items():
         (folder / f'{name}.txt').write_text(''.join(f'{image}\n' for image in images))
 
@@ -122,7 +132,7 @@ def _voc07_tasks(root: Path, seed: int, size: WorldSize) -> tuple[Callable[[int]
 
 
 def _voc12_tasks(root: Path, seed: int, size: WorldSize) -> tuple[Callable[[int], None], int]:
-    for folder in ('JPEGImages', 'SegmentationClass', 'SegmentationClassAug'):
+    for folder in ('JPEGImages', 'Annotations', 'SegmentationClass', 'SegmentationClassAug'):
         (root / folder).mkdir(parents=True)
     total = size.seg_train + size.seg_aug + size.seg_val
     names = [f'2012_{index:06d}' for index in range(total)]
@@ -130,6 +140,8 @@ def _voc12_tasks(root: Path, seed: int, size: WorldSize) -> tuple[Callable[[int]
     aug, val = rest[: size.seg_aug], rest[size.seg_aug :]
     lists = {'train': train, 'val': val, 'trainval': train + val, 'aug': aug}
     _write_lists(root / 'ImageSets' / 'Segmentation', lists)
+    lists.pop('aug')
+    _write_lists(root / 'ImageSets' / 'Main', lists)
     return partial(_write_voc12_image, root, seed, size), total
 
 
@@ -148,7 +160,7 @@ def write_world(root: Path, seed: int = 0, size: WorldSize | None = None) -> Non
     with ProcessPoolExecutor() as pool:
         for write, count in tasks:
             list(pool.map(write, range(count), chunksize=16))
-    (partial_root / 'world.json').write_text(json.dumps(_description(seed, size), indent=2) + '\n')
+    write_json(partial_root / 'world.json', _description(seed, size))
     partial_root.rename(root)
 
 
@@ -170,7 +182,7 @@ def ensure(root: Path, seed: int | None = None, size: WorldSize | None = None) -
         InputError: ``root`` holds something else, which is left as it is.
     """
     if not _is_there(root):
-        with _alone(root):
+        with one_at_a_time(root):
             if not _is_there(root):
                 write_world(root, seed or 0, size)
                 return True
@@ -182,6 +194,8 @@ def ensure(root: Path, seed: int | None = None, size: WorldSize | None = None) -
         raise InputError(
             f'{root} exists and is no demo world (no world.json): name another folder, or delete this one'
         ) from None
+    if found['version'] == 1:
+        found = _add_boxes(root, found)
     wanted = _description(found['seed'] if seed is None else seed, size or WorldSize())
     wanted = wanted if size else {**found, 'seed': wanted['seed'], 'version': VERSION}
     if found != wanted:
@@ -194,19 +208,28 @@ def ensure(root: Path, seed: int | None = None, size: WorldSize | None = None) -
     return False
 
 
+def _add_boxes(root: Path, found: dict) -> dict:
+    """Bring a world of version 1 up to date: the detection lists and boxes of its VOC2012."""
+    with one_at_a_time(root):
+        size = WorldSize(**{name: found[name] for name in asdict(WorldSize())})
+        size = replace(size, scene_px=tuple(size.scene_px))
+        voc12 = root / 'VOCdevkit' / 'VOC2012'
+        (voc12 / 'Annotations').mkdir(exist_ok=True)
+        for index in range(size.seg_train + size.seg_aug + size.seg_val):
+            if not _is_augmented(index, size):
+                name = f'2012_{index:06d}'
+                _, objects = scene((found['seed'], 4, index), size.scene_px)
+                _write_voc12_boxes(voc12, name, objects, size)
+        segmentation = voc12 / 'ImageSets' / 'Segmentation'
+        lists = {name: read_list(segmentation / f'{name}.txt') for name in ('train', 'val', 'trainval')}
+        _write_lists(voc12 / 'ImageSets' / 'Main', lists)
+        write_json(root / 'world.json', found | {'version': VERSION})
+    return found | {'version': VERSION}
+
+
 def _is_there(root: Path) -> bool:
     """Whether ``root`` is anything but a place for a new world."""
     return root.exists() and not (root.is_dir() and not any(root.iterdir()))
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Keep the other callers that want to write ``root`` waiting."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with root.with_name(f'.{root.name}.lock').open('w') as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def digest(root: Path) -> str:

@@ -20,6 +20,7 @@ from transfer.bootstrap import (
     resampled_miou,
 )
 from transfer.predictions import load_predictions
+from transfer.ranking import resampled_class_aps, resampled_class_map
 from transfer.statistics import LEVEL, Interval, Verdict, holm, seed_difference, verdict
 from transfer.table import METRICS, Row, rows
 
@@ -27,7 +28,18 @@ from transfer.table import METRICS, Row, rows
 _RESAMPLED: dict[str, tuple[str, Callable[[Any, np.ndarray], np.ndarray]]] = {
     'mAP_11point': ('det', partial(resampled_map, mode='11points')),
     'mAP_area': ('det', partial(resampled_map, mode='area')),
+    'mAP_11point_voc0712': ('det', partial(resampled_map, mode='11points')),
+    'mAP_area_voc0712': ('det', partial(resampled_map, mode='area')),
     'mIoU': ('seg', resampled_miou),
+    'mAP_linear': ('probe', partial(resampled_class_map, kind='linear')),
+    'mAP_knn': ('probe', partial(resampled_class_map, kind='knn')),
+    'mAP_low_shot': ('probe', partial(resampled_class_map, kind='low_shot')),
+}
+# What ``per_class`` of a task's results is the mean of, and its values in every resample.
+_BY_CLASS: dict[str, tuple[str, Callable[[Any, np.ndarray], np.ndarray]]] = {
+    'det': ('mAP_11point', partial(resampled_ap, mode='11points')),
+    'seg': ('mIoU', resampled_iou),
+    'probe': ('mAP_linear', partial(resampled_class_aps, kind='linear')),
 }
 
 
@@ -120,7 +132,7 @@ def compare_classes(
         results: as for :func:`compare`.
         name: the backbone.
         baseline: the baseline.
-        task: ``'det'`` (11-point AP) or ``'seg'`` (IoU).
+        task: ``'det'`` (11-point AP), ``'seg'`` (IoU) or ``'probe'`` (AP of the linear probe).
         resamples: number of bootstrap resamples of the test images.
 
     Returns:
@@ -129,8 +141,10 @@ def compare_classes(
     Raises:
         InputError: runs of the task were tested on different images.
     """
+    metric, _ = _BY_CLASS[task]
+    mine = [run for run in results if run['task'] == task and metric in run['metrics']]
     runs = {
-        one: sorted((r for r in results if r['name'] == one and r['task'] == task), key=lambda r: r['seed'])
+        one: sorted((run for run in mine if run['name'] == one), key=lambda run: run['seed'])
         for one in (name, baseline)
     }
     every = [run for part in runs.values() for run in part]
@@ -157,6 +171,8 @@ def _interval(
 ) -> Interval | None:
     """The interval of a difference over what is known: seeds, images (``resampled`` of both) or both."""
     seeds = seed_difference(ours, theirs)
+    if seeds is not None and seeds.error == 0 and resampled is None:
+        return None  # equal runs are no evidence that other images would say the same
     if resampled is None:
         return seeds
     error = image_error(*resampled, paired=seeds is not None and seeds.paired)
@@ -172,7 +188,7 @@ def verdict_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 def _comparison(row: Row, base: Row, metric: str, images: _ImageSample) -> Comparison:
     resampled = [images.metric(one.name, metric) for one in (row, base)]
     interval = _interval(row.values[metric], base.values[metric], None if None in resampled else resampled)
-    said = verdict(row.name, METRICS[metric], interval)
+    said = verdict(row.name, METRICS[metric], interval, images.seedless((row, base), metric))
     value = row.minus(base, metric).value
     return Comparison(row.name, metric, value, interval, said)
 
@@ -191,10 +207,19 @@ class _ImageSample:
         """A metric of a backbone's runs, by seed, in every resample; ``None`` if a run has not stored it."""
         if (name, metric) not in self._values:
             task, function = _RESAMPLED[metric]
-            runs = [one for one in self.results if one['name'] == name and one['task'] == task]
+            runs = self._runs(name, metric)
             stored = self._load(sorted(runs, key=lambda one: one['seed']), task)
             self._values[name, metric] = stored and [function(found, counts) for found, counts in stored]
         return self._values[name, metric]
+
+    def seedless(self, both: Sequence[Row], metric: str) -> bool:
+        """Whether other seeds change nothing, as the runs say of themselves or show."""
+        if all(metric in run.get('seedless', ()) for one in both for run in self._runs(one.name, metric)):
+            return True
+        return all(one.sd(metric) == 0 for one in both)
+
+    def _runs(self, name: str, metric: str) -> list[Mapping[str, Any]]:
+        return [one for one in self.results if one['name'] == name and metric in one['metrics']]
 
     def classes(self, runs: Sequence[Mapping[str, Any]], task: str) -> list[dict[str, np.ndarray]] | None:
         """By class the AP or IoU of runs in every resample; ``None`` if one has stored no predictions."""
@@ -203,10 +228,8 @@ class _ImageSample:
             return None
         by_class = []
         for run, (found, counts) in zip(runs, stored, strict=True):
-            if task == 'det':
-                values, there = resampled_ap(found, counts, '11points'), found.boxes.sum(0) > 0
-            else:
-                values, there = resampled_iou(found, counts), found.union.sum(0) > 0
+            values = _BY_CLASS[task][1](found, counts)
+            there = ~np.isnan(values).all(0)
             # A resample may have lost a rare class: it says nothing on it.
             mean = np.nanmean(values[:, there], axis=0)
             values = np.where(np.isnan(values[:, there]), mean, values[:, there])

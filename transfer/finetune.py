@@ -27,13 +27,17 @@ from sd_pretrain.work_dir import write_json
 from transfer import mmcv_ops
 from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
 from transfer.predictions import image_names, save_predictions
-from transfer.run_record import check_work_dir, describe, load_config
+from transfer.run_record import load_config, open_run
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line of ``python -m transfer.finetune``."""
-    parser = argparse.ArgumentParser(prog='python -m transfer.finetune', description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='a config of configs/det, configs/seg or configs/demo')
+def parse_args(
+    argv: list[str] | None = None,
+    prog: str = 'python -m transfer.finetune',
+    description: str = __doc__.splitlines()[0],
+) -> argparse.Namespace:
+    """Parse the command line of a run, one of ``python -m transfer.finetune`` or of another task's module."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument('config', help='a config of configs/det, configs/seg, configs/probe or configs/demo')
     parser.add_argument(
         '--backbone', required=True, help='backbone file of tools/convert_checkpoint.py, or "none"'
     )
@@ -97,14 +101,9 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     if args.data_root:
         set_data_root(cfg, args.data_root)
     backbone = read_backbone(args.backbone)
-    run = {'name': args.name or _name(args.work_dir), **describe(cfg, backbone, args.seed)}
-    state = check_work_dir(args.work_dir, run)
-    if state == 'all':
-        print(f'{args.work_dir} is finished: nothing to do')
-        return json.loads((args.work_dir / 'result.json').read_text())
-    # The other ranks may come here after the first has written run.json.
-    if state == 'part' and not args.resume and main_process:
-        raise InputError(f'{args.work_dir} holds a broken-off run; --resume goes on with it')
+    run, finished = open_run(args, cfg, backbone)
+    if finished is not None:
+        return finished
     put_into(cfg, backbone)
     _localise(cfg, args, processes)
     if main_process:
@@ -119,7 +118,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         metrics = hook.metrics if hook.metrics is not None else runner.val()
     result = {
         **run,
-        **_summary(cfg.task, metrics, runner.val_evaluator.metrics),
+        **_summary(cfg, metrics, runner.val_evaluator.metrics),
         'checkpoint': _latest_checkpoint(args.work_dir).name,
         'seconds': hook.seconds,
     }
@@ -194,21 +193,18 @@ def _plain_bn(part: Any) -> None:
             _plain_bn(value)
 
 
-def _summary(task: str, metrics: dict[str, float], evaluators: list[Any]) -> dict[str, Any]:
+def _summary(cfg: Config, metrics: dict[str, float], evaluators: list[Any]) -> dict[str, Any]:
     """Return ``metrics`` and ``per_class`` of result.json, as fractions."""
-    if task == 'det':
-        values = {'mAP_11point': metrics['11point/mAP'], 'mAP_area': metrics['area/mAP']}
+    if cfg.task == 'det':
+        # Trained on more images it is another experiment, with columns of its own.
+        more = '_voc0712' if cfg.dataset == 'voc0712' else ''
+        values = {f'mAP_11point{more}': metrics['11point/mAP'], f'mAP_area{more}': metrics['area/mAP']}
     else:
         values = {'mIoU': metrics['mIoU_exact']}
     return {
         'metrics': {key: float(value) for key, value in values.items()},
         'per_class': dict(evaluators[0].per_class),
     }
-
-
-def _name(work_dir: Path) -> str:
-    work_dir = work_dir.absolute()
-    return work_dir.parent.name if work_dir.name.startswith('seed') else work_dir.name
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,12 +11,14 @@ import numpy as np
 
 from sd_pretrain.cli import InputError
 from transfer.bootstrap import Detections, Overlaps
+from transfer.ranking import Scores
 
 FILE = 'predictions.npz'
-_KINDS = {'det': Detections, 'seg': Overlaps}
+Stored = Detections | Overlaps | Scores
+_KINDS = {'det': Detections, 'seg': Overlaps, 'probe': Scores}
 
 
-def save_predictions(work_dir: str | Path, found: Detections | Overlaps, images: Sequence[str]) -> Path:
+def save_predictions(work_dir: str | Path, found: Stored, images: Sequence[str]) -> Path:
     """Write ``predictions.npz``, whole or not at all.
 
     Args:
@@ -32,15 +34,15 @@ def save_predictions(work_dir: str | Path, found: Detections | Overlaps, images:
     return path
 
 
-def load_predictions(work_dir: str | Path, task: str) -> tuple[Detections | Overlaps, tuple[str, ...]] | None:
+def load_predictions(work_dir: str | Path, task: str) -> tuple[Stored, tuple[str, ...]] | None:
     """Read what :func:`save_predictions` has written; ``None`` if there is nothing.
 
     Args:
         work_dir: the run's work dir.
-        task: ``'det'`` or ``'seg'``.
+        task: ``'det'``, ``'seg'`` or ``'probe'``.
 
     Raises:
-        InputError: the file is damaged, or of the other task.
+        InputError: the file is damaged, or of another task.
     """
     path = Path(work_dir) / FILE
     if not path.is_file():

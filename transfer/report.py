@@ -25,11 +25,14 @@ _IMAGE_BYTES = 3_200_000
 _QUALITIES = (88, 75, 60, 45, 30)
 _GROUPS = (
     ('Detection, VOC2007', ('mAP_11point', 'mAP_area')),
+    ('Detection, VOC2007 after VOC07+12', ('mAP_11point_voc0712', 'mAP_area_voc0712')),
     ('Segmentation, VOC2012', ('mIoU',)),
+    ('Probes of frozen features, VOC2007', ('mAP_linear', 'mAP_knn', 'mAP_low_shot')),
 )
 _TASK_TITLES = {
     'det': ('Detection: AP of each class', 'AP 11-point (%)'),
     'seg': ('Segmentation: IoU of each class', 'IoU (%)'),
+    'probe': ('Linear probe: AP of each class', 'AP (%)'),
 }
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.launch import is_main_process
 from transfer.backbone import Backbone, config_arch
 from transfer.foreign_config import adopt, open_datasets
 
@@ -41,7 +43,9 @@ def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = F
         ) from error
     adopt(cfg)
     if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
-        raise InputError(f'{path} is no config of a transfer task: take one of configs/det or configs/seg')
+        raise InputError(f'{path} is no config of a transfer task: take one of configs/det, seg or probe')
+    if amp and 'optim_wrapper' not in cfg:
+        raise InputError(f'{path} trains no network: run without --amp')
     if amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     return cfg
@@ -94,6 +98,33 @@ def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
         'backbone': backbone.path if backbone.arch is None else _relative(backbone.path),
         'sha256': backbone.sha256,
     }
+
+
+def open_run(args: Namespace, cfg: Config, backbone: Backbone) -> tuple[dict[str, Any], dict | None]:
+    """Say what the run of a command line is, and its ``result.json`` if it is finished.
+
+    Args:
+        args: of :func:`transfer.finetune.parse_args`.
+        cfg: see :func:`describe`.
+        backbone: its backbone.
+
+    Raises:
+        InputError: the work dir holds another run, or part of this one and ``--resume`` is not given.
+    """
+    run = {'name': args.name or _name(args.work_dir), **describe(cfg, backbone, args.seed)}
+    state = check_work_dir(args.work_dir, run)
+    if state == 'all':
+        print(f'{args.work_dir} is finished: nothing to do')
+        return run, json.loads((args.work_dir / 'result.json').read_text())
+    # The other ranks may come here after the first has written run.json.
+    if state == 'part' and not args.resume and is_main_process(args.launcher):
+        raise InputError(f'{args.work_dir} holds a broken-off run; --resume goes on with it')
+    return run, None
+
+
+def _name(work_dir: Path) -> str:
+    work_dir = work_dir.absolute()
+    return work_dir.parent.name if work_dir.name.startswith('seed') else work_dir.name
 
 
 def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:

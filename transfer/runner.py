@@ -31,11 +31,12 @@ _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]*')
 
 @dataclass(frozen=True)
 class Task:
-    """A transfer task: its config for each depth, its demo config, and the check of its data."""
+    """A transfer task: config for each depth, demo config, check of the data, and the module that runs it."""
 
     config: str
     demo_config: str
     check: Callable[..., Any]
+    module: str = 'transfer.finetune'
 
 
 # To add one: its configs, a check, and a line here.
@@ -45,10 +46,21 @@ TASKS = {
         demo_config='configs/demo/faster-rcnn_r18-c4_demo-voc07.py',
         check=check_data.check_voc07,
     ),
+    ('det', 'voc0712'): Task(
+        config='configs/det/faster-rcnn_r{depth}-c4_8xb2_voc0712.py',
+        demo_config='configs/demo/faster-rcnn_r18-c4_demo-voc0712.py',
+        check=check_data.check_detection,
+    ),
     ('seg', 'voc12'): Task(
         config='configs/seg/deeplabv3_r{depth}-d16-syncbn_8xb1_voc12aug.py',
         demo_config='configs/demo/deeplabv3_r18-d16_demo-voc12.py',
         check=check_data.check_voc12,
+    ),
+    ('probe', 'voc07'): Task(
+        config='configs/probe/svm-knn_r{depth}-frozen_voc07.py',
+        demo_config='configs/demo/svm-knn_r18-frozen_demo-voc07.py',
+        check=check_data.check_voc07,
+        module='transfer.probe',
     ),
 }
 
@@ -97,6 +109,7 @@ class Run:
     arguments: list[str] = field(repr=False)
     state: str
     identity: dict[str, Any] = field(repr=False)
+    module: str = 'transfer.finetune'
 
 
 def find_task(task: str, dataset: str) -> Task:
@@ -210,7 +223,7 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
             work_dir = folder / name / f'seed{seed}'
             own = [*arguments, '--seed', str(seed), '--work-dir', str(work_dir), '--resume']
             state = check_work_dir(work_dir, identity)
-            runs.append(Run(name, seed, work_dir, own, state, identity))
+            runs.append(Run(name, seed, work_dir, own, state, identity, task.module))
     return runs
 
 
@@ -220,8 +233,8 @@ def run_transfer(
     """Fine-tune every backbone with every seed; what is finished stays, what is broken off goes on.
 
     Args:
-        task: ``'det'`` or ``'seg'``.
-        dataset: ``'voc07'`` or ``'voc12'``.
+        task: ``'det'``, ``'seg'`` or ``'probe'``.
+        dataset: ``'voc07'``, ``'voc0712'`` or ``'voc12'``.
         checkpoints: name to checkpoint, pretraining work dir or ``'none'``; see :func:`named_checkpoints`.
         options: how to fine-tune.
 
@@ -282,7 +295,7 @@ def _config_for(task: Task, arch: str | None, options: Options) -> str:
 
 
 def _arguments(config: str, name: str, backbone: str, options: Options) -> list[str]:
-    """Return the arguments of ``transfer.finetune`` that all seeds of a backbone share."""
+    """Return the arguments of a task's module that all seeds of a backbone share."""
     data_root = options.data_root or (_DEMO_DATA if options.demo else None)
     return [
         *[config, '--backbone', backbone, '--name', name],

@@ -191,20 +191,24 @@ class Verdict:
     text: str
 
 
-def verdict(name: str, metric: str, interval: Interval | None) -> Verdict:
+def verdict(name: str, metric: str, interval: Interval | None, seedless: bool = False) -> Verdict:
     """Say in words whether a difference to the baseline is real.
 
     Args:
         name: the backbone.
         metric: what to call the metric; it is in fractions, written as percent.
         interval: the difference over seeds, over images or over both; ``None`` without either.
+        seedless: whether every run with another seed gives the same, on both sides.
     """
     if interval is None:
-        return Verdict('unknown', f'{name} unknown: {metric}, one run each and no predictions stored')
+        runs = 'the same in every run' if seedless else 'one run each'
+        return Verdict('unknown', f'{name} unknown: {metric}, {runs} and no predictions stored')
     resolved = interval.low > 0 or interval.high < 0
     kind = ('better' if interval.value > 0 else 'worse') if resolved else 'not resolved'
     bounds = f'{interval.level:.0%} CI [{100 * interval.low:.1f}, {100 * interval.high:.1f}]'
     text = f'{name} {kind}: {100 * interval.value:+.1f} {metric}, {bounds}'
+    if seedless:
+        return Verdict(kind, f'{text} over test images only; no chance from run to run')
     if min(interval.runs) < 2:
         return Verdict(
             kind, f'{text} over test images only; a single run: how much runs scatter is not known'

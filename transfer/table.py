@@ -17,7 +17,16 @@ from typing import Any
 
 from sd_pretrain.cli import InputError
 
-METRICS = {'mAP_11point': 'mAP 11-point', 'mAP_area': 'mAP area', 'mIoU': 'mIoU'}
+METRICS = {
+    'mAP_11point': 'mAP 11-point',
+    'mAP_area': 'mAP area',
+    'mAP_11point_voc0712': '07+12 mAP 11-point',
+    'mAP_area_voc0712': '07+12 mAP area',
+    'mIoU': 'mIoU',
+    'mAP_linear': 'mAP linear',
+    'mAP_knn': 'mAP k-NN',
+    'mAP_low_shot': 'mAP low-shot',
+}
 ACCURACIES = {'top1': 'top-1', 'top5': 'top-5'}
 # Tables 4 (ResNet-152, ILSVRC2012; errors there, accuracies here) and 5 of the paper, as fractions.
 PAPER = {
@@ -33,12 +42,16 @@ PAPER_NOTE = (
 )
 _ONE_RUN = '± ?: one run each: how much runs scatter is not known'
 _SOME_SINGLE = '± ?: a single run on one side or both: how much runs scatter is not known'
+_NO_SCATTER = '± -: the same in every run; what is left to chance are the test images'
 _SEVERAL = '± after a mean: standard deviation over the seeds; after a difference: its standard error'
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean minus the mean of the baseline; ``error`` is its standard error, ``None`` if unknown."""
+    """A mean minus the mean of the baseline; ``error`` is its standard error, ``None`` if unknown.
+
+    0 means that all runs of both sides are equal: nothing is known from them of the difference's chance.
+    """
 
     value: float
     error: float | None
@@ -147,28 +160,34 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
         InputError: two backbones, configs or settings where there must be one; names them.
     """
     keys = (
-        ('backbones', 'sha256', 'name'),
-        ('configs', 'config', 'task'),
-        ('settings', 'config_sha256', 'config'),
+        ('backbones', 'sha256', ('name',)),
+        ('configs', 'config', ('task', 'dataset')),
+        ('settings', 'config_sha256', ('config',)),
     )
-    for what, key, group in keys:
+    for what, key, parts in keys:
         seen: dict[str, str] = {}
         for one in results:
-            if one.get(key) is None or one.get(group) is None:
+            group = ' '.join(one[part] for part in parts if one.get(part) is not None)
+            if one.get(key) is None or not group:
                 continue
-            first = seen.setdefault(one[group], one[key])
+            first = seen.setdefault(group, one[key])
             if _DEPTH.sub('_r', first) != _DEPTH.sub('_r', one[key]):
                 raise InputError(
-                    f'results of {one[group]!r} come from two {what}: {first} and {one[key]}; '
+                    f'results of {group!r} come from two {what}: {first} and {one[key]}; '
                     'delete the ones that are not meant, or keep them in another work dir'
                 )
 
 
 def papers_setting(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the paper's numbers can stand beside these: its network, in the configs that follow it."""
-    return bool(results) and all(
+    """Whether the paper's numbers can stand beside these: its network, in the configs that follow it.
+
+    Tasks that the paper has not do not matter.
+    """
+    known = {metric for values in PAPER.values() for metric in values}
+    papers = [one for one in results if known & set(one.get('metrics') or ())]
+    return bool(papers) and all(
         one.get('arch') == PAPER_ARCH and Path(one.get('config') or '').name in PAPER_CONFIGS
-        for one in results
+        for one in papers
     )
 
 
@@ -229,6 +248,9 @@ def notes(table: Sequence[Row], paper: bool) -> list[str]:
     """What a reader must know about the numbers of a table."""
     counts = {len(runs) for row in table for runs in row.values.values()}
     said = [f'differences are to {table[0].name}']
+    changes = [row.minus(table[0], metric) for row in table[1:] for metric in METRICS]
+    if any(change is not None and change.error == 0 for change in changes):
+        said.append(_NO_SCATTER)
     if paper or 1 in counts:
         said.append(_ONE_RUN if max(counts, default=1) == 1 else _SOME_SINGLE)
     if any(count > 1 for count in counts):
@@ -247,7 +269,7 @@ def signed(difference: Difference | None) -> str:
     """A difference in percentage points, never without its uncertainty."""
     if difference is None:
         return '-'
-    error = '?' if difference.error is None else f'{100 * difference.error:.2f}'
+    error = '?' if difference.error is None else f'{100 * difference.error:.2f}' if difference.error else '-'
     return f'{100 * difference.value:+.2f} ± {error}'
 
 

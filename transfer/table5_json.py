@@ -53,7 +53,7 @@ def build_table5(
             'pretrain': {key: (known or {}).get(key) for key in ('top1', 'top5', 'seconds')},
         }
         for task, (metric, others) in TASKS.items():
-            of_task = [one for one in mine if one['task'] == task]
+            of_task = [one for one in mine if one['task'] == task and metric in one['metrics']]
             if of_task:
                 entry[task] = _entry(row, metric, of_task)
                 entry[task] |= {other: _entry(row, other) for other in others if row.values.get(other)}

@@ -1,5 +1,5 @@
-# VOC07+12, the usual larger detection set: 5,011 trainval images of VOC2007 and 11,540 of VOC2012 to train on,
-# the 4,952 test images of VOC2007. Not in the paper.
+# VOC07+12, the usual larger detection set (not in the paper): 5,011 trainval images of VOC2007 and 11,540 of
+# VOC2012 to train on, the 4,952 test images of VOC2007.
 _base_ = ['./voc07.py']
 
 dataset = 'voc0712'
