@@ -13,8 +13,8 @@ from sd_pretrain.cli import InputError, parse_seeds, run_main
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog='tools/transfer.sh', description=__doc__)
-    parser.add_argument('task', help='det or seg')
-    parser.add_argument('dataset', help='voc07 (det) or voc12 (seg)')
+    parser.add_argument('task', help='det, seg or probe (frozen features)')
+    parser.add_argument('dataset', help='voc07 or voc0712 (det), voc12 (seg), voc07 (probe)')
     parser.add_argument(
         'checkpoints',
         nargs='*',

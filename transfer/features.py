@@ -143,8 +143,9 @@ def read_labels(root: Path, names: Sequence[str]) -> np.ndarray:
     for row, name in zip(labels, names, strict=True):
         path = root / 'Annotations' / f'{name}.xml'
         try:
-            boxes = read_annotation(path).boxes
-            for box in boxes:
+            for box in read_annotation(path).boxes:
+                if box.name not in CLASSES:
+                    raise ValueError(f'{box.name!r} is none of the 20 classes of VOC')
                 column = CLASSES.index(box.name)
                 row[column] = max(row[column], 0 if box.difficult else 1)
         except (OSError, ValueError) as error:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import time
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 
 from sd_pretrain.cli import InputError, run_main, set_data_root
 from sd_pretrain.launch import is_main_process
@@ -95,21 +95,19 @@ def check_enough(cfg: Config) -> None:
 
 def _scores(args: Namespace, cfg: Config, backbone: Backbone) -> tuple[Scores, list[str], dict[str, float]]:
     """Scores of all probes, the names of the test images, and the cost of each class's SVM."""
-    logger = MMLogger.get_instance(
-        str(args.work_dir), logger_name='probe', log_file=str(args.work_dir / 'probe.log')
-    )
+    say = partial(_say, args.work_dir / 'probe.log')
     # What no seed changes is kept where the runs with other seeds find it.
     folder = args.work_dir.parent if args.work_dir.name.startswith('seed') else args.work_dir
 
     def compute_features() -> dict[str, np.ndarray]:
         network, equal = build_backbone(cfg, backbone, args.seed)
-        logger.info(f'backbone: {equal} of {equal} tensors equal those of {backbone.path}')
-        return extract(cfg, network, logger.info)
+        say(f'backbone: {equal} of {equal} tensors equal those of {backbone.path}')
+        return extract(cfg, network, say)
 
     key = feature_key(cfg, backbone, args.seed)
     data = kept(folder / f'features-{key}.npz', compute_features)
     fit = (data['train_features'], data['train_labels'], data['val_features'])
-    logger.info(f'features of {len(fit[0])} + {len(fit[2])} images, {fit[0].shape[1]} numbers each')
+    say(f'features of {len(fit[0])} + {len(fit[2])} images, {fit[0].shape[1]} numbers each')
 
     def compute_seedless() -> dict[str, np.ndarray]:
         linear, costs = linear_scores(*fit, **cfg.svm, jobs=torch.get_num_threads())
@@ -119,7 +117,7 @@ def _scores(args: Namespace, cfg: Config, backbone: Backbone) -> tuple[Scores, l
     seedless = kept(folder / f'scores-{key}.npz', compute_seedless)
     every = {'linear': seedless['linear'], 'knn': seedless['knn']}
     for shots in cfg.low_shot.shots:
-        logger.info(f'SVMs on {shots} images a class')
+        say(f'SVMs on {shots} images a class')
         every[f'low_shot_{shots}'] = low_shot_scores(
             *fit,
             shots=shots,
@@ -131,9 +129,16 @@ def _scores(args: Namespace, cfg: Config, backbone: Backbone) -> tuple[Scores, l
         np.array(list(every)), np.stack(list(every.values())).astype(np.float32), data['val_labels']
     )
     for name in every:
-        logger.info(f'{name}: mAP {100 * np.nanmean(class_aps(scores, name)):.2f}')
+        say(f'{name}: mAP {100 * np.nanmean(class_aps(scores, name)):.2f}')
     costs = dict(zip(CLASSES, seedless['costs'].tolist(), strict=True))
     return scores, data['val_names'].tolist(), costs
+
+
+def _say(log: Path, line: str) -> None:
+    stamped = f'{time.strftime("%Y/%m/%d %H:%M:%S")} - probe - INFO - {line}'
+    print(stamped, flush=True)
+    with log.open('a') as file:
+        print(stamped, file=file)
 
 
 def _summary(scores: Scores, backbone: Backbone) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ class Scores:
 
     def of_kind(self, kind: str) -> list[int]:
         """Places of the probes of one kind, such as ``'linear'`` or ``'low_shot'``."""
-        return [place for place, name in enumerate(self.probe) if name == kind or name.startswith(f'{kind}_')]
+        return [place for place, name in enumerate(self.probe) if re.fullmatch(rf'{kind}(_\d+)?', name)]
 
 
 def _order(score: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sd_pretrain.cli import InputError
-from transfer.check_data import check_voc07, check_voc12
+from transfer.check_data import check_detection, check_voc07, check_voc12
 from transfer.voc import palette
 
 REPO = Path(__file__).resolve().parents[2]
@@ -17,6 +18,20 @@ VOC07, VOC12 = 'VOCdevkit/VOC2007', 'VOCdevkit/VOC2012'
 def test_whole_tree_is_accepted_and_counted(tiny_voc):
     assert check_voc07(tiny_voc / VOC07) == {'trainval': 4, 'test': 2}
     assert check_voc12(tiny_voc / VOC12) == {'train': 2, 'aug': 2, 'val': 2}
+
+
+def test_voc12_is_checked_for_detection_too(tiny_voc):
+    with pytest.raises(InputError, match=r'VOC2012 has no folder Annotations; get VOCtrainval_11-May-2012'):
+        check_detection(tiny_voc / VOC12)
+    for folder in ('Annotations', MAIN):
+        shutil.copytree(tiny_voc / VOC07 / folder, tiny_voc / VOC12 / folder)
+    assert check_detection(tiny_voc / VOC12) == {'trainval': 4}
+    assert check_detection(tiny_voc / VOC07) == {'trainval': 4, 'test': 2}
+    with pytest.raises(InputError, match='names 4 images where the full set has 11,540'):
+        check_detection(tiny_voc / VOC12, full_size=True)
+    (tiny_voc / VOC12 / XML).unlink()
+    with pytest.raises(InputError, match=r'VOC2012/Annotations lacks 1 files .*000002\.xml.*11-May-2012'):
+        check_detection(tiny_voc / VOC12, lists=('trainval',))
 
 
 def _replace(path: Path, old: str, new: str) -> None:
@@ -190,7 +205,10 @@ def test_tool_lists_the_problems_of_all_sets_and_exits_with_2(tiny_voc):
 def test_tool_refuses_an_unknown_set():
     result = _run_tool('voc99')
     assert result.returncode == 2
-    assert result.stderr == "error: unknown data set 'voc99'; there are imagenet, voc07, voc12, cifar100\n"
+    assert (
+        result.stderr
+        == "error: unknown data set 'voc99'; there are imagenet, voc07, voc12, voc12det, cifar100\n"
+    )
 
 
 def test_tool_checks_cifar100_where_it_is_asked_to(tmp_path):

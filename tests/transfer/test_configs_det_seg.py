@@ -10,7 +10,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from transfer import mmcv_ops
-from transfer.backbone import put_into, read_backbone
+from transfer.backbone import config_arch, put_into, read_backbone
+from transfer.run_record import load_config, voc_datasets
 
 REPO = Path(__file__).resolve().parents[2]
 LEAVES = sorted(path for folder in ('det', 'seg') for path in (REPO / 'configs' / folder).glob('*.py'))
@@ -35,7 +36,11 @@ def test_every_task_and_depth_has_its_leaf():
     for depth in (18, 50, 101, 152):
         assert f'faster-rcnn_r{depth}-c4_8xb2_voc07.py' in names
         assert f'faster-rcnn_r{depth}-fpn_8xb2_voc07.py' in names
+        assert f'faster-rcnn_r{depth}-c4_8xb2_voc0712.py' in names
+        assert f'faster-rcnn_r{depth}-fpn_8xb2_voc0712.py' in names
         assert f'deeplabv3_r{depth}-d16-syncbn_8xb1_voc12aug.py' in names
+        probe = load_config(REPO / f'configs/probe/svm-knn_r{depth}-frozen_voc07.py')
+        assert (probe.task, probe.dataset, config_arch(probe)) == ('probe', 'voc07', f'resnet{depth}')
 
 
 @pytest.mark.parametrize('path', LEAVES + DEMOS, ids=lambda path: path.stem)
@@ -83,6 +88,22 @@ def test_heads_fit_the_backbone_of_resnet18(stem):
             assert scores.shape == (1, 21) and boxes.shape == (1, 80)
     if 'seg' in stem:
         assert out.shape == (1, 21, 4, 4), 'output stride 16'
+
+
+@pytest.mark.parametrize('stem', ['det/faster-rcnn_r50-{}_8xb2', 'demo/faster-rcnn_r18-{}_demo'])
+def test_voc0712_differs_from_voc07_in_its_training_images_alone(stem):
+    head = 'c4' if 'demo' in stem else 'fpn'
+    alone, more = (
+        Config.fromfile(REPO / f'configs/{stem.format(head)}{end}.py')
+        for end in (('-voc07', '-voc0712') if 'demo' in stem else ('_voc07', '_voc0712'))
+    )
+    lists = [(Path(one.data_root).name, Path(one.ann_file).stem) for one in voc_datasets(more)]
+    assert lists == [('VOC2007', 'trainval'), ('VOC2012', 'trainval'), ('VOC2007', 'test')]
+    for one in voc_datasets(more)[:2]:
+        theirs = alone.train_dataloader.dataset
+        assert one.pipeline == theirs.pipeline and one.filter_cfg == theirs.filter_cfg
+    assert more.model == alone.model and more.optim_wrapper == alone.optim_wrapper
+    assert more.val_dataloader == alone.val_dataloader and more.dataset == 'voc0712'
 
 
 def test_multi_grid_multiplies_the_rate_of_the_last_stage():

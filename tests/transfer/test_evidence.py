@@ -121,3 +121,18 @@ def test_classes_are_compared_with_holms_correction(tmp_path, task, seeds):
         assert all(one.interval.image_error > 0 and one.p < 0.05 for one in found)
     results[0].pop('work_dir')
     assert len(compare_classes(results, 'SD', 'BL', task)) == (0 if seeds == 1 else len(found))
+
+
+def test_equal_runs_have_an_interval_over_the_images_or_none(tmp_path):
+    results = [run(tmp_path, name, 'det', 0, q) for name, q in (('BL', 0.4), ('SD', 0.5))]
+    results += [{**one, 'seed': seed} for one in results for seed in (1, 2)]
+    (one,) = compare(results)
+    (single,) = compare(results[:2])
+    assert one.interval.error == 0 and one.interval.runs == (3, 3)
+    assert one.interval.reach == pytest.approx(single.interval.reach) and one.interval.reach > 0
+    assert 'over test images only; no chance from run to run' in one.verdict.text
+    assert not one.as_json()['over_seeds'] and one.as_json()['over_images']
+    for each in results:
+        each.pop('work_dir')
+    (one,) = compare(results)
+    assert one.interval is None and one.verdict.kind == 'unknown'

@@ -226,3 +226,17 @@ def test_mistakes_are_named(config, more, message, tmp_path, monkeypatch):
             finetune.parse_args([config, '--backbone', 'none', '--work-dir', str(tmp_path / 'w'), *more])
         )
     assert not (tmp_path / 'w').exists()
+
+
+def test_detection_on_both_years_has_metrics_of_its_own(backbone, tmp_path, write_tiny_voc):
+    root = write_tiny_voc(tmp_path / 'data')
+    for folder in ('Annotations', 'ImageSets/Main'):
+        shutil.copytree(root / 'VOCdevkit/VOC2007' / folder, root / 'VOCdevkit/VOC2012' / folder)
+    both = str(REPO / 'configs/demo/faster-rcnn_r18-c4_demo-voc0712.py')
+    args = arguments(both, backbone, tmp_path / 'BL', root)
+    args.cfg_options['train_cfg.max_epochs'] = 1
+    result = finetune.finetune(args)
+    assert result['dataset'] == 'voc0712'
+    assert set(result['metrics']) == {'mAP_11point_voc0712', 'mAP_area_voc0712'}
+    (log,) = (tmp_path / 'BL').glob('*/*.log')
+    assert '[1][4/4]' in log.read_text(), '4 + 4 images, two at a time'

@@ -178,7 +178,7 @@ def test_the_data_is_checked_before_anything_runs(in_repo, files, tiny_voc, tmp_
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['det', 'coco'], 'there are det voc07, seg voc12'),
+        (['det', 'coco'], 'there are det voc07, det voc0712, seg voc12, probe voc07'),
         (['det', 'voc07', 'A'], "'A' is not NAME=CHECKPOINT"),
         (['det', 'voc07', 'A='], "'A=' is not NAME=CHECKPOINT"),
         (['det', 'voc07', 'a/b=x.pth'], 'cannot name a folder'),

@@ -76,9 +76,15 @@ def test_baseline_comes_first():
 def test_terminal_table_shows_percent_difference_and_uncertainty():
     text = format_table(TWO_SEEDS, paper=False, pretrain={'SD': {'top1': 0.7907}})
     assert line(text.split('\n\n')[0], 'BL') == 'BL - 51.00 ± 1.41 48.00 ± 0.00 70.00'
-    expected = 'SD 79.07 56.00 ± 2.83 +5.00 ± 2.24 50.00 ± 0.00 +2.00 ± 0.00 70.44 +0.44 ± ?'
+    expected = 'SD 79.07 56.00 ± 2.83 +5.00 ± 2.24 50.00 ± 0.00 +2.00 ± - 70.44 +0.44 ± ?'
     assert line(text.split('\n\n')[0], 'SD') == expected
     assert 'paper' not in text
+
+
+def test_equal_runs_are_not_called_certain():
+    text = format_table(TWO_SEEDS[:4], paper=False)
+    assert '± -: the same in every run; what is left to chance are the test images' in text
+    assert '± -:' not in format_table(TWO_SEEDS[4:], paper=False)
 
 
 def test_each_run_is_shown():
@@ -138,6 +144,29 @@ def test_runs_that_do_not_belong_together_are_not_averaged(key, said):
     mixed = [TWO_SEEDS[0], {**TWO_SEEDS[1], key: 'other'}]
     with pytest.raises(InputError, match=f'{said}.*other'):
         rows(mixed)
+
+
+def test_one_task_on_two_datasets_is_two_experiments():
+    more = [
+        {
+            **one,
+            'dataset': 'voc0712',
+            'config': 'configs/det/faster-rcnn_r152-c4_8xb2_voc0712.py',
+            'config_sha256': 64 * 'm',
+            'metrics': {f'{metric}_voc0712': value + 0.1 for metric, value in one['metrics'].items()},
+        }
+        for one in TWO_SEEDS
+        if one['task'] == 'det'
+    ]
+    text = format_table([*TWO_SEEDS, *more])
+    head, _, *_ = text.splitlines()
+    assert 'mAP 11-point' in head and '07+12 mAP area' in head
+    assert line(text.split('\n\n')[0], 'BL').split() == (
+        'BL 51.00 ± 1.41 48.00 ± 0.00 61.00 ± 1.41 58.00 ± 0.00 70.00'.split()
+    )
+    assert line(text, 'paper: BL') == 'paper: BL 73.49 - - - 77.53', 'the paper has no 07+12'
+    with pytest.raises(InputError, match="results of 'det voc0712' come from two configs"):
+        rows([*more[:3], {**more[3], 'config': 'configs/det/faster-rcnn_r152-fpn_8xb2_voc0712.py'}])
 
 
 def test_collect_reads_every_finished_run(tmp_path):
