@@ -38,7 +38,7 @@ def start(title: str, runs: Sequence[Run], folder: Path, options: Options) -> No
 
 
 def _job(run: Run, options: Options) -> Job:
-    module = ['-m', 'transfer.finetune', *run.arguments]
+    module = ['-m', run.module, *run.arguments]
     if options.gpus > 1:
         spread = ['--standalone', f'--nproc_per_node={options.gpus}']
         module = ['-m', 'sd_pretrain.torchrun', *spread, *module]

@@ -2,7 +2,7 @@
 # positives are those of Goyal et al. 2019 ("Scaling and benchmarking self-supervised visual representation
 # learning", whose public code has these numbers).
 model = dict(
-    backbone=dict(depth=50),
+    backbone=dict(type='ResNet', depth=50),
     # Those of the detector and the segmentor (RGB).
     data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
 )
