@@ -41,8 +41,8 @@ def adopt(cfg: Config) -> None:
     task = _TASKS.get(cfg.get('default_scope'))
     if task is None:
         raise InputError(
-            f'{name} is no config of mmdet or mmseg: its default_scope is {cfg.get("default_scope")!r}, not '
-            "'mmdet' or 'mmseg'"
+            f'{name} is no config of a transfer task: it names none, and its default_scope is '
+            f"{cfg.get('default_scope')!r}, not 'mmdet' or 'mmseg'"
         )
     missing = {'model', 'train_dataloader', 'val_dataloader', 'val_evaluator', 'optim_wrapper'} - set(cfg)
     if missing:
