@@ -5,6 +5,8 @@ from __future__ import annotations
 # Not tools/transfer.py: beside the other tools that would hide the package of that name.
 import argparse
 import os
+import shlex
+import sys
 from pathlib import Path
 
 from sd_pretrain.cli import InputError, parse_seeds, run_main
@@ -61,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.gpus.isdigit():
         raise InputError(f'--gpus-per-job (or GPUS) {args.gpus}: a number is needed')
     from transfer import evidence, runner, table
+    from transfer.transfer_report import report_transfer
 
     runner.find_task(args.task, args.dataset)
     checkpoints = runner.named_checkpoints(args.checkpoints, args.demo)
@@ -83,8 +86,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     results = table.collect(work_dir, first=checkpoints)
     print(table.format_table(results))
-    said = evidence.verdict_lines([one.as_json() for one in evidence.compare(results)])
-    print('\n'.join(['', *said]) if said else '')
+    curves = {name: Path(source) for name, source in checkpoints.items() if Path(source).is_dir()}
+    content = report_transfer(work_dir, results, [shlex.join(sys.orig_argv)], curves)
+    print('\n'.join(['', *evidence.verdict_lines(content['comparisons']), '', f'{work_dir}/report.html']))
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -151,6 +152,38 @@ def forest_chart(slug: str, rows: Sequence[tuple[str, float, float | None, float
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis='y', length=0)
         axes.set_xlabel('difference (percentage points)')
+        return _svg(figure, slug)
+
+
+def recall_chart(slug: str, curves: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Precision over recall, a small chart for each class and a line for each backbone.
+
+    Args:
+        slug: start of the element ids.
+        curves: for each backbone's name by class the precision at evenly spaced recalls, fractions.
+    """
+    classes = list(dict.fromkeys(name for some in curves.values() for name in some))
+    columns = 4
+    rows = -(-len(classes) // columns)
+    with rc_context(_RC | {'font.size': 11}):
+        figure = Figure(figsize=(9, 0.6 + 1.75 * rows), layout='constrained')
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axes in grid.flat[len(classes) :]:
+            axes.set_visible(False)
+        for axes, name in zip(grid.flat, classes, strict=False):
+            axes.set_title(name, fontsize=11)
+            for index, (backbone, some) in enumerate(curves.items()):
+                if name in some:
+                    recall = np.linspace(0, 100, len(some[name]))
+                    label = backbone if axes is grid.flat[0] else None
+                    axes.plot(
+                        recall, 100 * some[name], color=_colour(index), linestyle=_style(index), label=label
+                    )
+            axes.set_xlim(0, 100)
+            axes.set_ylim(0, 103)
+        figure.supxlabel('recall (%)')
+        figure.supylabel('precision (%)')
+        figure.legend(loc='outside upper left', ncols=4, handlelength=2.6)
         return _svg(figure, slug)
 
 

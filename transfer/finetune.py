@@ -121,6 +121,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         **_summary(cfg, metrics, runner.val_evaluator.metrics),
         'checkpoint': _latest_checkpoint(args.work_dir).name,
         'seconds': hook.seconds,
+        **_cost(processes),
     }
     if main_process:
         found = runner.val_evaluator.metrics[0]
@@ -191,6 +192,13 @@ def _plain_bn(part: Any) -> None:
     if isinstance(part, list | tuple):
         for value in part:
             _plain_bn(value)
+
+
+def _cost(processes: int) -> dict[str, Any]:
+    """GPUs in use, and the highest memory on this process's (MiB)."""
+    if not torch.cuda.is_available():
+        return {'gpus': 0}
+    return {'gpus': processes, 'memory_mib': torch.cuda.max_memory_allocated() / 2**20}
 
 
 def _summary(cfg: Config, metrics: dict[str, float], evaluators: list[Any]) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from sd_pretrain.curves import Curves, read_curves
 from transfer import table
-from transfer.charts import class_chart, curve_charts, forest_chart
+from transfer.charts import class_chart, curve_charts, forest_chart, recall_chart
 from transfer.evidence import verdict_lines
 from transfer.samples import Sample
 from transfer.table5_json import TASKS, table5_rows, validate_table5
@@ -31,6 +32,7 @@ _GROUPS = (
 )
 _TASK_TITLES = {
     'det': ('Detection: AP of each class', 'AP 11-point (%)'),
+    'det0712': ('Detection after VOC07+12: AP of each class', 'AP 11-point (%)'),
     'seg': ('Segmentation: IoU of each class', 'IoU (%)'),
     'probe': ('Linear probe: AP of each class', 'AP (%)'),
 }
@@ -42,6 +44,8 @@ def write_report(
     *,
     curves: Mapping[str, str | Path] | None = None,
     samples: Mapping[str, Sequence[Sample]] | None = None,
+    recall: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    costs: Sequence[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report; the file appears when it is complete.
@@ -51,6 +55,8 @@ def write_report(
         out: the file to write.
         curves: for each backbone's name its pretraining work dir, where there is one.
         samples: ``'det'`` and ``'seg'``, from :mod:`transfer.samples`.
+        recall: for each backbone's name by class the precision at evenly spaced recalls.
+        costs: from :func:`transfer.transfer_report.costs`.
         provenance: what was run (:func:`transfer.provenance.collect_provenance`); strings, numbers, lists and
             dictionaries of them.
 
@@ -63,6 +69,7 @@ def write_report(
     validate_table5(table5)
     read = {name: read_curves(work_dir) for name, work_dir in (curves or {}).items()}
     rows = table5_rows(table5)
+    beside_paper = any(metric in table.PAPER['BL'] for row in rows for metric in row.values)
     page = (
         _environment()
         .get_template('report.html.j2')
@@ -75,12 +82,14 @@ def write_report(
             groups=_groups(rows),
             accuracies=table.ACCURACIES,
             metrics=table.METRICS,
-            paper=table.paper_rows(),
-            notes=table.notes(rows, paper=True),
+            paper=table.paper_rows() if beside_paper else [],
+            notes=table.notes(rows, paper=beside_paper),
             seeds=sorted({seed for row in rows for runs in row.values.values() for seed in runs}),
             charts=_curve_figures([row.name for row in rows], read),
             classes=_class_figures(table5),
+            recall=Markup(recall_chart('recall', recall)) if recall else None,
             samples=_sample_figures(samples or {}),
+            costs=costs,
             backbones=table5['backbones'],
             stages=table5['stages'],
             seconds=table5['seconds'],
@@ -217,6 +226,7 @@ def _sample_figures(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[d
         task: [
             {
                 'name': sample.name,
+                'note': sample.note,
                 'panels': [
                     {
                         'title': panel.title,

@@ -1,4 +1,4 @@
-"""What the fine-tuned networks say about a few fixed test images, side by side with the truth."""
+"""What the fine-tuned networks say about some test images, side by side with the truth."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from PIL import Image
 
 from sd_pretrain.cli import InputError
 from transfer.draw import Detection, classes_in, draw_boxes, draw_mask
+from transfer.foreign_config import data_folder
+from transfer.image_scores import MIN_SCORE, NAMES, ImageDifference
 from transfer.voc import CLASSES, read_annotation, read_list
 
-MIN_SCORE = 0.3
 MAX_BOXES = 8
 TRUTH = 'truth'
 
@@ -33,20 +34,24 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sample:
-    """One test image: its name, the truth and each backbone's prediction."""
+    """One test image: its name, the truth and each backbone's prediction, and why it was chosen."""
 
     name: str
     panels: tuple[Panel, ...]
+    note: str = ''
 
 
-def detection_samples(runs: Mapping[str, str | Path], count: int = 4) -> list[Sample]:
+def detection_samples(
+    runs: Mapping[str, str | Path], differences: Sequence[ImageDifference] = (), count: int = 4
+) -> list[Sample]:
     """Draw the detections of several fine-tuned detectors on the same test images.
 
     Boxes with a score of at least 0.3 are drawn, at most 8 an image.
 
     Args:
         runs: for each backbone's name the work dir of a finished detection run.
-        count: number of images.
+        differences: the images, of :func:`transfer.image_scores.most_different`.
+        count: without them, the number of images that are chosen by the truth alone.
 
     Raises:
         InputError: a work dir lacks its config, result or checkpoint.
@@ -58,14 +63,18 @@ def detection_samples(runs: Mapping[str, str | Path], count: int = 4) -> list[Sa
         boxes = read_annotation(folder / 'Annotations' / f'{name}.xml').boxes
         return [Detection(one.name, (one.xmin - 1, one.ymin - 1, one.xmax, one.ymax)) for one in boxes]
 
-    chosen = choose(names, lambda name: len({one.name for one in truth(name)}), count)
+    chosen = [one.image for one in differences] or choose(
+        names, lambda name: len({one.name for one in truth(name)}), count
+    )
     paths = [folder / 'JPEGImages' / f'{name}.jpg' for name in chosen]
     columns = {TRUTH: [truth(name) for name in chosen]}
     columns |= {name: _detect(*files, paths) for name, files in found.items()}
-    return _samples(chosen, paths, columns, draw_boxes, _say_boxes)
+    return _samples(chosen, paths, columns, draw_boxes, _say_boxes, _notes(differences, 'det'))
 
 
-def segmentation_samples(runs: Mapping[str, str | Path], count: int = 4) -> list[Sample]:
+def segmentation_samples(
+    runs: Mapping[str, str | Path], differences: Sequence[ImageDifference] = (), count: int = 4
+) -> list[Sample]:
     """Draw the masks of several fine-tuned segmentors; see :func:`detection_samples`."""
     found = {name: _run_files(Path(work_dir)) for name, work_dir in runs.items()}
     folder, names, prefix = _test_images(next(iter(found.values()))[0])
@@ -74,11 +83,13 @@ def segmentation_samples(runs: Mapping[str, str | Path], count: int = 4) -> list
         with Image.open(folder / prefix['seg_map_path'] / f'{name}.png') as mask:
             return np.asarray(mask)
 
-    chosen = choose(names, lambda name: len(classes_in(truth(name))), count)
+    chosen = [one.image for one in differences] or choose(
+        names, lambda name: len(classes_in(truth(name))), count
+    )
     paths = [folder / prefix['img_path'] / f'{name}.jpg' for name in chosen]
     columns = {TRUTH: [truth(name) for name in chosen]}
     columns |= {name: _segment(*files, paths) for name, files in found.items()}
-    return _samples(chosen, paths, columns, draw_mask, _say_mask)
+    return _samples(chosen, paths, columns, draw_mask, _say_mask, _notes(differences, 'seg'))
 
 
 def choose(names: Sequence[str], classes: Callable[[str], int], count: int) -> list[str]:
@@ -109,8 +120,11 @@ def _run_files(work_dir: Path) -> tuple[Config, Path]:
 
 def _test_images(cfg: Config) -> tuple[Path, list[str], dict[str, str]]:
     dataset = cfg.test_dataloader.dataset
-    folder = Path(dataset.data_root)
-    return folder, read_list(folder / dataset.ann_file), dict(dataset.get('data_prefix') or {})
+    return (
+        data_folder(dataset),
+        read_list(Path(dataset.data_root) / dataset.ann_file),
+        dict(dataset.get('data_prefix') or {}),
+    )
 
 
 def _device() -> str:
@@ -156,6 +170,7 @@ def _samples(
     columns: Mapping[str, Sequence[Any]],
     draw: Callable[[Image.Image, Any], Image.Image],
     say: Callable[[Any], str],
+    notes: Mapping[str, str],
 ) -> list[Sample]:
     samples = []
     for index, (name, path) in enumerate(zip(names, paths, strict=True)):
@@ -165,8 +180,15 @@ def _samples(
             Panel(title, draw(image, shown[index]), f'{title}: {say(shown[index])}')
             for title, shown in columns.items()
         ]
-        samples.append(Sample(name, tuple(panels)))
+        samples.append(Sample(name, tuple(panels), notes.get(name, '')))
     return samples
+
+
+def _notes(differences: Sequence[ImageDifference], task: str) -> dict[str, str]:
+    return {
+        one.image: f'{NAMES[task]}: ' + ', '.join(f'{name} {score:.2f}' for name, score in one.scores.items())
+        for one in differences
+    }
 
 
 def _say_boxes(detections: Sequence[Detection]) -> str:

@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.work_dir import claim, write_json
 from transfer import finetune, runner
 from transfer.run_record import load_config
+from transfer.transfer_report import costs, draw_samples, quiet, recall_curves
 
 TASKS = (('det', 'voc07'), ('seg', 'voc12'))
 SCRATCH = 'scratch'
@@ -146,9 +147,9 @@ def run_table5(what: Table5) -> Path:
         with stages(task):
             results += runner.run_transfer(task, dataset, backbones, options)
     _write_table(what, results, stages)  # Whatever may happen to the pictures, the numbers are there.
-    with stages('samples', anew=True), _quiet(what.work_dir / 'samples.log'):
-        drawn = _samples(what, list(backbones), options)
-    return _write_report(what, _write_table(what, results, stages), drawn)
+    with stages('samples', anew=True), quiet(what.work_dir / 'samples.log'):
+        drawn = draw_samples(results)
+    return _write_report(what, _write_table(what, results, stages), results, drawn)
 
 
 def _data(what: Table5) -> Path:
@@ -187,26 +188,6 @@ def _pretrain(what: Table5, data_root: Path) -> None:
     )
 
 
-@contextmanager
-def _quiet(log: Path) -> Iterator[None]:
-    """Send what the libraries print while they load and predict to a file."""
-    print(f'draw samples (log: {log})', flush=True)
-    with log.open('w') as file, redirect_stdout(file), redirect_stderr(file):
-        yield
-
-
-def _samples(what: Table5, names: list[str], options: runner.Options) -> dict:
-    from transfer import samples
-
-    drawn = {}
-    for (task, dataset), draw in zip(
-        TASKS, (samples.detection_samples, samples.segmentation_samples), strict=True
-    ):
-        folder = options.work_dir / f'{task}_{dataset}'
-        drawn[task] = draw({name: folder / name / f'seed{what.seeds[0]}' for name in names})
-    return drawn
-
-
 def _claim_work_dir(what: Table5, data_root: Path) -> None:
     """Note what the work dir is for, or refuse one that is for something else."""
     wanted = {
@@ -236,7 +217,7 @@ def _write_table(what: Table5, results: list[dict], stages: _Stages) -> dict:
     return table5
 
 
-def _write_report(what: Table5, table5: dict, drawn: dict) -> Path:
+def _write_report(what: Table5, table5: dict, results: list[dict], drawn: dict) -> Path:
     from transfer.provenance import collect_provenance
     from transfer.report import write_report
 
@@ -245,6 +226,8 @@ def _write_report(what: Table5, table5: dict, drawn: dict) -> Path:
         what.work_dir / 'report.html',
         curves={name: what.pretrain_dir(name) for name in ('BL', 'SD')},
         samples=drawn,
+        recall=recall_curves(results),
+        costs=costs(results),
         provenance=collect_provenance([shlex.join(sys.orig_argv)]),
     )
     return what.work_dir / 'table5.json'

@@ -14,8 +14,15 @@ from transfer.evidence import compare, compare_classes, verdict_lines
 from transfer.table import PAPER_ARCH, Row, format_rows, rows
 
 SCHEMA = 1
-# Key of a backbone's entry, the task in result.json, its metric there, and metrics that come along.
-TASKS = {'det': ('mAP_11point', ('mAP_area',)), 'seg': ('mIoU', ())}
+# Key of a backbone's entry: the task in result.json, its metric there, and metrics that come along.
+TASKS = {
+    'det': ('det', 'mAP_11point', ('mAP_area',)),
+    'det0712': ('det', 'mAP_11point_voc0712', ('mAP_area_voc0712',)),
+    'seg': ('seg', 'mIoU', ()),
+    'probe': ('probe', 'mAP_linear', ('mAP_knn', 'mAP_low_shot')),
+}
+# Those with a comparison of single classes.
+_BY_CLASS = ('det', 'seg', 'probe')
 
 
 def build_table5(
@@ -52,11 +59,11 @@ def build_table5(
             'sha256': mine[0].get('sha256'),
             'pretrain': {key: (known or {}).get(key) for key in ('top1', 'top5', 'seconds')},
         }
-        for task, (metric, others) in TASKS.items():
+        for key, (task, metric, others) in TASKS.items():
             of_task = [one for one in mine if one['task'] == task and metric in one['metrics']]
             if of_task:
-                entry[task] = _entry(row, metric, of_task)
-                entry[task] |= {other: _entry(row, other) for other in others if row.values.get(other)}
+                entry[key] = _entry(row, metric, of_task)
+                entry[key] |= {other: _entry(row, other) for other in others if row.values.get(other)}
         backbones.append(entry)
     total = sum(stage['seconds'] for stage in stages) if seconds is None else seconds
     table5 = {
@@ -84,7 +91,7 @@ def _class_comparisons(results: Sequence[Mapping[str, Any]], names: Sequence[str
             'high': one.interval.high,
             'p_holm': one.p,
         }
-        for task in TASKS
+        for task in _BY_CLASS
         for name in names[1:]
         for one in compare_classes(results, name, names[0], task)
     ]
@@ -153,7 +160,7 @@ def _validate_backbone(backbone: Any, at: str) -> None:
     for key in ('top1', 'top5'):
         value = pretrain.get(key)
         _need(value is None or _is_fraction(value), f'{at}.pretrain.{key}', 'a fraction of 0 to 1, or null')
-    for task, (metric, _) in TASKS.items():
+    for task, (_, metric, _) in TASKS.items():
         entry = backbone.get(task)
         if entry is None:
             continue
@@ -188,7 +195,7 @@ def table5_rows(table5: Mapping[str, Any]) -> list[Row]:
     table = []
     for backbone in table5['backbones']:
         values = {}
-        for task, (metric, others) in TASKS.items():
+        for task, (_, metric, others) in TASKS.items():
             entry = backbone.get(task)
             if entry is None:
                 continue

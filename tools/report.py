@@ -1,0 +1,28 @@
+"""Write the report of a transfer work dir again: ``python tools/report.py work_dirs/transfer``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from sd_pretrain.cli import run_main
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog='tools/report.py', description=__doc__)
+    parser.add_argument('work_dir', type=Path, help='of tools/transfer.sh')
+    parser.add_argument('--baseline', help='default: BL where there is one, else the first by name')
+    args = parser.parse_args(argv)
+    from transfer import table
+    from transfer.transfer_report import report_transfer
+
+    results = table.collect(args.work_dir, first=[args.baseline or 'BL'])
+    report_transfer(args.work_dir, results, [shlex.join(sys.orig_argv)])
+    print(args.work_dir / 'report.html')
+
+
+if __name__ == '__main__':
+    run_main(main)

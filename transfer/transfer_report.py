@@ -1,0 +1,135 @@
+"""What the report shows of the runs themselves, and the report of a transfer work dir."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sd_pretrain.work_dir import write_json
+from transfer import samples
+from transfer.image_scores import most_different, precision_recall
+from transfer.predictions import load_predictions
+from transfer.provenance import collect_provenance
+from transfer.report import write_report
+from transfer.table5_json import build_table5
+from transfer.voc import CLASSES
+
+_DRAWN = {'det': samples.detection_samples, 'seg': samples.segmentation_samples}
+
+
+def report_transfer(
+    work_dir: Path,
+    results: Sequence[Mapping[str, Any]],
+    commands: Sequence[str],
+    curves: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
+    """Write ``transfer.json`` and ``report.html`` of a transfer work dir.
+
+    Args:
+        work_dir: of ``tools/transfer.sh``.
+        results: its results, the baseline's first (:func:`transfer.table.collect`).
+        commands: what to type to get the same.
+        curves: for each backbone's name its pretraining work dir, where there is one.
+
+    Returns:
+        The content of ``transfer.json``, of the form of ``table5.json``.
+
+    Raises:
+        InputError: see :func:`transfer.table5_json.build_table5`.
+    """
+    demo = all('demo' in Path(one.get('config') or '').parts for one in results)
+    content = build_table5(results, data='demo' if demo else 'real', stages=[])
+    write_json(work_dir / 'transfer.json', content)
+    with quiet(work_dir / 'samples.log'):
+        drawn = draw_samples(results)
+    write_report(
+        content,
+        work_dir / 'report.html',
+        curves=curves,
+        samples=drawn,
+        recall=recall_curves(results),
+        costs=costs(results),
+        provenance=collect_provenance(commands),
+    )
+    return content
+
+
+def draw_samples(results: Sequence[Mapping[str, Any]]) -> dict[str, list[samples.Sample]]:
+    """Draw for each task the test images on which the backbones differ most.
+
+    The first dataset of a task is drawn, with the networks of each backbone's first seed.
+    """
+    drawn = {}
+    for task, draw in _DRAWN.items():
+        mine = _first_dataset(results, task)
+        if mine:
+            firsts = {one['name']: Path(one['work_dir']) for one in reversed(mine)}
+            order = dict.fromkeys(one['name'] for one in mine)
+            drawn[task] = draw({name: firsts[name] for name in order}, most_different(mine))
+    return drawn
+
+
+def recall_curves(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+    """By backbone and class the precision at evenly spaced recalls, the mean over the seeds (detection)."""
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    for one in _first_dataset(results, 'det'):
+        stored = load_predictions(one['work_dir'], 'det')
+        if stored is None:
+            return {}
+        for label, name in enumerate(CLASSES):
+            curve = precision_recall(stored[0], label)
+            if curve is not None:
+                found.setdefault(one['name'], {}).setdefault(name, []).append(curve)
+    return {
+        name: {label: np.mean(some, axis=0) for label, some in by_class.items()}
+        for name, by_class in found.items()
+    }
+
+
+def costs(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """By backbone, task and dataset: number of runs, seconds in all, GPU hours, and the highest peak memory.
+
+    GPU hours are 0 where no GPU was used, and unknown, like the memory (MiB, of one GPU), where a run has not
+    said.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for one in results:
+        groups.setdefault((one['name'], f'{one["task"]} {one.get("dataset", "")}'.strip()), []).append(one)
+    found = []
+    for (name, task), runs in groups.items():
+        gpus = [one.get('gpus') for one in runs]
+        seconds = [one.get('seconds') or 0.0 for one in runs]
+        hours = (
+            None
+            if None in gpus
+            else sum(gpu * second for gpu, second in zip(gpus, seconds, strict=True)) / 3600
+        )
+        memory = [one['memory_mib'] for one in runs if one.get('memory_mib')]
+        found.append(
+            {
+                'name': name,
+                'task': task,
+                'runs': len(runs),
+                'seconds': sum(seconds),
+                'gpu_hours': hours,
+                'memory_mib': max(memory, default=None),
+            }
+        )
+    return found
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send what the libraries print while they load and predict to a file."""
+    print(f'draw samples (log: {log})', flush=True)
+    with log.open('w') as file, redirect_stdout(file), redirect_stderr(file):
+        yield
+
+
+def _first_dataset(results: Sequence[Mapping[str, Any]], task: str) -> list[Mapping[str, Any]]:
+    mine = [one for one in results if one['task'] == task]
+    return [one for one in mine if one.get('dataset') == mine[0].get('dataset')]
