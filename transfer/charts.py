@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from sd_pretrain.curves import Curves
@@ -184,6 +185,36 @@ def recall_chart(slug: str, curves: Mapping[str, Mapping[str, np.ndarray]]) -> s
         figure.supxlabel('recall (%)')
         figure.supylabel('precision (%)')
         figure.legend(loc='outside upper left', ncols=4, handlelength=2.6)
+        return _svg(figure, slug)
+
+
+def confusion_chart(slug: str, counts: np.ndarray, names: Sequence[str]) -> str:
+    """Shares of each true class (rows) by prediction (columns), the darker the larger.
+
+    Args:
+        slug: start of the element ids.
+        counts: ``(C, C)``, truth in rows.
+        names: of the classes.
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    clear, full = to_rgba(_SERIES[0], 0.05), to_rgba(_SERIES[0], 1.0)
+    with rc_context(_RC | {'axes.grid': False, 'font.size': 9}):
+        figure = Figure(figsize=(5, 5), layout='constrained')
+        axes = figure.subplots()
+        axes.pcolormesh(
+            np.ma.masked_less(shares, 0.005),
+            cmap=LinearSegmentedColormap.from_list('shares', [clear, full]),
+            vmin=0,
+            vmax=1,
+        )
+        places = np.arange(len(names)) + 0.5
+        axes.set_xticks(places, names, rotation=90)
+        axes.set_yticks(places, names)
+        axes.tick_params(length=0)
+        axes.set_aspect('equal')
+        axes.invert_yaxis()
+        axes.set_xlabel('prediction')
+        axes.set_ylabel('truth')
         return _svg(figure, slug)
 
 

@@ -26,6 +26,7 @@ from sd_pretrain.launch import LAUNCHERS, init_distributed, is_main_process, lea
 from sd_pretrain.work_dir import write_json
 from transfer import mmcv_ops
 from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
+from transfer.confusion import save_confusion
 from transfer.predictions import image_names, save_predictions
 from transfer.run_record import load_config, open_run
 
@@ -124,9 +125,10 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         **_cost(processes),
     }
     if main_process:
-        found = runner.val_evaluator.metrics[0]
-        found = found.detections if cfg.task == 'det' else found.overlaps
+        metric = runner.val_evaluator.metrics[0]
+        found = metric.detections if cfg.task == 'det' else metric.overlaps
         save_predictions(args.work_dir, found, image_names(runner.val_dataloader.dataset))
+        save_confusion(args.work_dir, metric.confusion, metric.dataset_meta['classes'])
         write_json(args.work_dir / 'result.json', result)
         for path in [*args.work_dir.glob('epoch_*.pth'), *args.work_dir.glob('iter_*.pth')]:
             if path.name != result['checkpoint']:

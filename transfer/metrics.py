@@ -7,6 +7,7 @@ The configs name the stock metrics, so that mmdet and mmseg alone run them; fine
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from mmengine.registry import METRICS
 from mmseg.evaluation.metrics import IoUMetric
 
 from transfer.bootstrap import Detections, Overlaps, resampled_iou
+from transfer.confusion import box_confusion, pixel_confusion
 
 _EXACT = {'VOCMetric': 'ExactVOCMetric', 'IoUMetric': 'ExactIoUMetric'}
 
@@ -34,11 +36,13 @@ class ExactVOCMetric(VOCMetric):
     """``VOCMetric`` for mAP at one IoU, equal to the bit, without its process pools.
 
     After an evaluation (rank 0) ``per_class`` holds the AP of each class with a ground-truth box, and
-    ``detections`` what was found in each image, for the bootstrap.
+    ``detections`` what was found in each image, for the bootstrap, ``confusion`` which class was taken for
+    which.
     """
 
     per_class: dict[str, float] = {}
     detections: Detections | None = None
+    confusion: np.ndarray | None = None
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute ``mAP`` (unrounded) and ``AP50`` from one ``(annotations, detections)`` pair per image."""
@@ -50,6 +54,7 @@ class ExactVOCMetric(VOCMetric):
             name: float(one['ap']) for name, one in zip(classes, per_class, strict=True) if one['num_gts']
         }
         self.detections = _detections(results, per_class)
+        self.confusion = box_confusion(results, len(classes))
         aps = [one['ap'] for one in per_class if one['num_gts']]
         mean = np.array(aps).mean().item() if aps else 0.0
         logger = MMLogger.get_current_instance()
@@ -106,16 +111,31 @@ class ExactIoUMetric(IoUMetric):
     """``IoUMetric`` that adds ``mIoU_exact``, a fraction, to the stock ``mIoU``, a percentage of 2 decimals.
 
     After an evaluation (rank 0) ``per_class`` holds the IoU of each class that occurs in prediction or truth
-    (fractions), and ``overlaps`` the pixels of each image, for the bootstrap.
+    (fractions), ``overlaps`` the pixels of each image, for the bootstrap, and ``confusion`` which class was
+    taken for which.
     """
 
     per_class: dict[str, float] = {}
     overlaps: Overlaps | None = None
+    confusion: np.ndarray | None = None
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Count the pixels of a batch, as the stock metric does and by pairs of classes."""
+        before = len(self.results)
+        super().process(data_batch, data_samples)
+        classes = len(self.dataset_meta['classes'])
+        for place, sample in enumerate(data_samples[: len(self.results) - before], before):
+            predicted = sample['pred_sem_seg']['data'].squeeze()
+            truth = sample['gt_sem_seg']['data'].squeeze().to(predicted)
+            pairs = pixel_confusion(predicted, truth, classes, self.ignore_index).cpu()
+            self.results[place] = (*self.results[place], pairs)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute the stock metrics and ``mIoU_exact`` from the four pixel counts of each image."""
+        if results:
+            self.confusion = sum(pairs for *_, pairs in results).numpy()
         # float64: the counts of 1,449 images exceed 2^24, from where on float32 cannot count.
-        results = [tuple(counts.double() for counts in image) for image in results]
+        results = [tuple(counts.double() for counts in image[:4]) for image in results]
         metrics = super().compute_metrics(results)
         if not results:
             return metrics

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,10 +16,14 @@ from PIL import Image
 
 from sd_pretrain.curves import Curves, read_curves
 from transfer import table
-from transfer.charts import class_chart, curve_charts, forest_chart, recall_chart
+from transfer.charts import class_chart, confusion_chart, curve_charts, forest_chart, recall_chart
+from transfer.confusion import most_confused
 from transfer.evidence import verdict_lines
 from transfer.samples import Sample
 from transfer.table5_json import TASKS, table5_rows, validate_table5
+
+if TYPE_CHECKING:
+    from transfer.transfer_report import Confusion
 
 # Base64 makes a third more of them; with charts and text the page stays under 5 MB.
 _IMAGE_BYTES = 3_200_000
@@ -45,6 +49,7 @@ def write_report(
     curves: Mapping[str, str | Path] | None = None,
     samples: Mapping[str, Sequence[Sample]] | None = None,
     recall: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    confusions: Sequence[Confusion] = (),
     costs: Sequence[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -56,6 +61,7 @@ def write_report(
         curves: for each backbone's name its pretraining work dir, where there is one.
         samples: ``'det'`` and ``'seg'``, from :mod:`transfer.samples`.
         recall: for each backbone's name by class the precision at evenly spaced recalls.
+        confusions: from :func:`transfer.transfer_report.confusions`.
         costs: from :func:`transfer.transfer_report.costs`.
         provenance: what was run (:func:`transfer.provenance.collect_provenance`); strings, numbers, lists and
             dictionaries of them.
@@ -89,6 +95,7 @@ def write_report(
             classes=_class_figures(table5),
             recall=Markup(recall_chart('recall', recall)) if recall else None,
             samples=_sample_figures(samples or {}),
+            confusions=_confusion_figures(confusions),
             costs=costs,
             backbones=table5['backbones'],
             stages=table5['stages'],
@@ -211,6 +218,20 @@ def _class_figures(table5: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return figures
+
+
+def _confusion_figures(confusions: Sequence[Confusion]) -> list[dict[str, Any]]:
+    return [
+        {
+            'title': f'{one.name}, {"detection" if one.task == "det" else "segmentation"}',
+            'svg': Markup(confusion_chart(f'confusion-{index}', one.counts, one.classes)),
+            'text': '; '.join(
+                f'{truth} as {said} {share:.0%}'
+                for truth, said, share in most_confused(one.counts, one.classes)
+            ),
+        }
+        for index, one in enumerate(confusions)
+    ]
 
 
 def _sample_figures(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[dict[str, Any]]]:

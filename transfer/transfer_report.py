@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,24 @@ import numpy as np
 
 from sd_pretrain.work_dir import write_json
 from transfer import samples
+from transfer.confusion import load_confusion
 from transfer.image_scores import most_different, precision_recall
 from transfer.predictions import load_predictions
 from transfer.provenance import collect_provenance
 from transfer.report import write_report
 from transfer.table5_json import build_table5
 from transfer.voc import CLASSES
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Which classes a backbone takes for which: ``counts[truth, prediction]``."""
+
+    task: str
+    name: str
+    counts: np.ndarray
+    classes: list[str]
+
 
 _DRAWN = {'det': samples.detection_samples, 'seg': samples.segmentation_samples}
 
@@ -52,6 +65,7 @@ def report_transfer(
         curves=curves,
         samples=drawn,
         recall=recall_curves(results),
+        confusions=confusions(results),
         costs=costs(results),
         provenance=collect_provenance(commands),
     )
@@ -88,6 +102,20 @@ def recall_curves(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, n
         name: {label: np.mean(some, axis=0) for label, some in by_class.items()}
         for name, by_class in found.items()
     }
+
+
+def confusions(results: Sequence[Mapping[str, Any]]) -> list[Confusion]:
+    """The counts of each task and backbone, all seeds together, as far as the runs have stored them."""
+    found: dict[tuple[str, str], Confusion] = {}
+    for task in _DRAWN:
+        for one in _first_dataset(results, task):
+            stored = load_confusion(one['work_dir'])
+            if stored is not None:
+                counts, names = stored
+                key = (task, one['name'])
+                before = found[key].counts if key in found else 0
+                found[key] = Confusion(task, one['name'], before + counts, names)
+    return list(found.values())
 
 
 def costs(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
