@@ -18,6 +18,7 @@ from sd_pretrain.imagenet import check_imagenet
 from sd_pretrain.launch import cpu_share
 from sd_pretrain.schedule import check_ends, check_periods, teacher_iteration
 from sd_pretrain.snapshot_hook import TEACHER_KEY, check_loss_args, check_teacher
+from sd_pretrain.vis_backends import check_vis_backends
 
 # By the dataset's type: from its data_root to the counts of 'classes', 'train' and 'val'.
 DATA_CHECKS = {'ImageNetFolder': check_imagenet, 'Cifar100': ensure_cifar100}
@@ -41,7 +42,7 @@ def load_config(
         amp: train under bfloat16 autocast.
 
     Raises:
-        InputError: no such file, or it does not parse.
+        InputError: no such file, it does not parse, or it logs to what is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,6 +59,7 @@ def load_config(
         )
     if 'train_dataloader' not in cfg or 'TimmClassifier' not in str(cfg.get('model')):
         raise InputError(f'{path} is no pretraining config: it needs a TimmClassifier and a train_dataloader')
+    check_vis_backends(cfg)
     root = data_root or cfg.get('default_data_root')
     if root:
         set_data_root(cfg, root)

@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.launch import is_main_process
+from sd_pretrain.vis_backends import check_vis_backends
 from transfer.backbone import Backbone, config_arch
 from transfer.foreign_config import adopt, open_datasets
 
@@ -44,6 +45,7 @@ def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = F
     adopt(cfg)
     if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
         raise InputError(f'{path} is no config of a transfer task: take one of configs/det, seg or probe')
+    check_vis_backends(cfg)
     if amp and 'optim_wrapper' not in cfg:
         raise InputError(f'{path} trains no network: run without --amp')
     if amp:
