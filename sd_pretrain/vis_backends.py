@@ -26,5 +26,6 @@ def check_vis_backends(cfg: Config) -> None:
         module, extra = _MODULES.get(str(backend.get('type')), (None, None))
         if module is not None and find_spec(module) is None:
             raise InputError(
-                f"{backend['type']} needs the package {module}: pip install -e '.[{extra}]' -c constraints.txt"
+                f'{backend["type"]} needs the package {module}: '
+                f"pip install -e '.[{extra}]' -c constraints.txt"
             )
