@@ -81,8 +81,9 @@ def slurm_queue() -> dict[str, tuple[str, str]]:
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
+        said = ' '.join(str(getattr(error, 'stderr', None) or error).split())
         raise InputError(
-            f'Slurm does not answer: {getattr(error, "stderr", "") or error}; is squeue on this machine?'
+            f'Slurm does not answer (squeue: {said}): is this a machine of the cluster?'
         ) from None
     lines = (line.strip().split('|') for line in said.splitlines() if line.strip())
     return {number: (state, reason) for number, state, reason in lines}
