@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 
 from sd_pretrain.cli import run_main
@@ -20,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     from transfer.transfer_report import report_transfer
 
     results = table.collect(args.work_dir, first=[args.baseline or 'BL'])
-    report_transfer(args.work_dir, results, [shlex.join(sys.orig_argv)])
+    report_transfer(args.work_dir, results, [])
     print(args.work_dir / 'report.html')
 
 

@@ -141,7 +141,7 @@ def forest_chart(slug: str, rows: Sequence[tuple[str, float, float | None, float
             is known: an open marker.
     """
     with rc_context(_RC | {'axes.grid.axis': 'x'}):
-        figure = Figure(figsize=(7, 0.9 + 0.34 * len(rows)), layout='constrained')
+        figure = Figure(figsize=(7, 0.8 + 0.28 * len(rows)), layout='constrained')
         axes = figure.subplots()
         axes.axvline(0, color=_INK, linewidth=1)
         for row, (_, value, low, high) in enumerate(rows):

@@ -34,6 +34,7 @@ _GROUPS = (
     ('Segmentation, VOC2012', ('mIoU',)),
     ('Probes of frozen features, VOC2007', ('mAP_linear', 'mAP_knn', 'mAP_low_shot')),
 )
+_TASK_WORDS = {'det': 'detection', 'seg': 'segmentation', 'probe': 'linear probe'}
 _TASK_TITLES = {
     'det': ('Detection: AP of each class', 'AP 11-point (%)'),
     'det0712': ('Detection after VOC07+12: AP of each class', 'AP 11-point (%)'),
@@ -191,7 +192,7 @@ def resolved_classes(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
             f'{word} in {", ".join(some)}' for word, some in (('better', better), ('worse', worse)) if some
         ]
         found = '; '.join(parts) or f'no single class of {len(mine)} is resolved'
-        said.append(f'{key[1]}, {"detection" if key[0] == "det" else "segmentation"}: {found}')
+        said.append(f'{key[1]}, {_TASK_WORDS[key[0]]}: {found}')
     return said
 
 
@@ -223,7 +224,7 @@ def _class_figures(table5: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _confusion_figures(confusions: Sequence[Confusion]) -> list[dict[str, Any]]:
     return [
         {
-            'title': f'{one.name}, {"detection" if one.task == "det" else "segmentation"}',
+            'title': f'{one.name}, {_TASK_WORDS[one.task]}',
             'svg': Markup(confusion_chart(f'confusion-{index}', one.counts, one.classes)),
             'text': '; '.join(
                 f'{truth} as {said} {share:.0%}'

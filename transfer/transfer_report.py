@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sd_pretrain.cli import InputError
 from sd_pretrain.work_dir import write_json
 from transfer import samples
 from transfer.confusion import load_confusion
@@ -31,6 +33,7 @@ class Confusion:
     classes: list[str]
 
 
+_FILE = 'transfer.json'
 _DRAWN = {'det': samples.detection_samples, 'seg': samples.segmentation_samples}
 
 
@@ -45,8 +48,9 @@ def report_transfer(
     Args:
         work_dir: of ``tools/transfer.sh``.
         results: its results, the baseline's first (:func:`transfer.table.collect`).
-        commands: what to type to get the same.
-        curves: for each backbone's name its pretraining work dir, where there is one.
+        commands: what was typed to get them; those of earlier calls stay before it.
+        curves: for each backbone's name its pretraining work dir, where there is one; those of earlier calls
+            stay, too.
 
     Returns:
         The content of ``transfer.json``, of the form of ``table5.json``.
@@ -55,8 +59,12 @@ def report_transfer(
         InputError: see :func:`transfer.table5_json.build_table5`.
     """
     demo = all('demo' in Path(one.get('config') or '').parts for one in results)
+    before = _noted(work_dir)
+    commands = list(dict.fromkeys([*before.get('commands', []), *commands]))
+    curves = before.get('curves', {}) | {name: str(folder) for name, folder in (curves or {}).items()}
+    curves = {name: folder for name, folder in curves.items() if Path(folder).is_dir()}
     content = build_table5(results, data='demo' if demo else 'real', stages=[])
-    write_json(work_dir / 'transfer.json', content)
+    write_json(work_dir / _FILE, content | {'commands': commands, 'curves': curves})
     with quiet(work_dir / 'samples.log'):
         drawn = draw_samples(results)
     write_report(
@@ -156,6 +164,17 @@ def quiet(log: Path) -> Iterator[None]:
     print(f'draw samples (log: {log})', flush=True)
     with log.open('w') as file, redirect_stdout(file), redirect_stderr(file):
         yield
+
+
+def _noted(work_dir: Path) -> dict[str, Any]:
+    """What the last report of a work dir has noted."""
+    path = work_dir / _FILE
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f'{path} does not parse ({error}); delete it, the report is made anew') from None
 
 
 def _first_dataset(results: Sequence[Mapping[str, Any]], task: str) -> list[Mapping[str, Any]]:

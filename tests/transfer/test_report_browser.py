@@ -29,13 +29,16 @@ const errors = [];
 addEventListener('error', event => errors.push(String(event.message)));
 addEventListener('load', () => {
   const wide = document.documentElement.scrollWidth;
-  const found = {errors, width: innerWidth, wide, requests: [], cut: [], overlaps: []};
+  const found = {errors, width: innerWidth, wide, requests: [], cut: [], overlaps: [], small: []};
   for (const one of document.querySelectorAll('[src], link[href]'))
     if (!(one.src || one.href).startsWith('data:')) found.requests.push(one.src || one.href);
   for (const svg of document.querySelectorAll('svg')) {
     const frame = svg.getBoundingClientRect();
     const texts = [...svg.querySelectorAll('text')].filter(one => one.textContent.trim());
     const boxes = texts.map(one => one.getBoundingClientRect());
+    const scale = frame.width / svg.viewBox.baseVal.width;
+    for (const one of texts)
+      if (parseFloat(getComputedStyle(one).fontSize) * scale < 9) found.small.push(one.textContent.trim());
     boxes.forEach((box, index) => {
       const name = texts[index].textContent.trim();
       if (box.left < frame.left - 1 || box.right > frame.right + 1 ||
@@ -156,7 +159,7 @@ def test_page_in_a_browser(browser, report, width, scheme, tmp_path):
     assert found['errors'] == [] and 'CONSOLE' not in done.stderr
     assert found['requests'] == []
     assert found['wide'] <= width
-    assert found['cut'] == [] and found['overlaps'] == []
+    assert found['cut'] == [] and found['overlaps'] == [] and found['small'] == []
 
 
 def test_labels_that_overlap_are_found_out(browser, tmp_path):
@@ -164,7 +167,9 @@ def test_labels_that_overlap_are_found_out(browser, tmp_path):
     page = tmp_path / 'page.html'
     page.write_text(
         f'<!DOCTYPE html><html><head>{CHECK}<script>missing()</script></head><body style="width: 3000px">'
-        '<svg width="100" height="50"><text x="10" y="20">one</text><text x="12" y="20">two</text>'
+        '<svg width="100" height="50" viewBox="0 0 100 50">'
+        '<text x="10" y="40" style="font-size: 6px">tiny</text>'
+        '<text x="10" y="20">one</text><text x="12" y="20">two</text>'
         '<text x="80" y="40">far too long</text></svg><img src="elsewhere.png"></body></html>'
     )
     flags = '--headless --no-sandbox --disable-gpu --disable-background-networking --virtual-time-budget=5000'
@@ -175,6 +180,7 @@ def test_labels_that_overlap_are_found_out(browser, tmp_path):
         timeout=120,
     )
     found = json.loads(base64.b64decode(re.search(r'<pre id="found">([^<]*)</pre>', done.stdout)[1]))
+    assert found['small'] == ['tiny']
     assert found['cut'] == ['far too long'] and found['overlaps'] == ['two / one']
     assert found['wide'] > found['width'] and len(found['errors']) == 1
     assert [Path(one).name for one in found['requests']] == ['elsewhere.png']
