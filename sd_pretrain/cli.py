@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import re
 import sys
@@ -47,7 +48,10 @@ def run_main(main: Callable[[], int | None]) -> None:
     to it and wait for the launcher to stop them, so that the first to end is the one that knows why.
     """
     try:
-        sys.exit(main() or 0)
+        code = main() or 0
+        if 'RANK' in os.environ:
+            _end_process(code)
+        sys.exit(code)
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
@@ -63,6 +67,18 @@ def run_main(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+def _end_process(code: int) -> None:
+    """End a process of a distributed run that has done its work, without taking its native threads down.
+
+    Those of gloo and DDP may still run when the interpreter does that, and then abort the process
+    ("terminate called without an active exception"), now and then and on a busy machine.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
