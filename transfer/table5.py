@@ -23,7 +23,7 @@ from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.work_dir import claim, write_json
 from transfer import finetune, runner
 from transfer.run_record import load_config
-from transfer.transfer_report import confusions, costs, draw_samples, quiet, recall_curves
+from transfer.transfer_report import configs_of, confusions, costs, draw_samples, quiet, recall_curves
 
 TASKS = (('det', 'voc07'), ('seg', 'voc12'))
 SCRATCH = 'scratch'
@@ -229,7 +229,7 @@ def _write_report(what: Table5, table5: dict, results: list[dict], drawn: dict) 
         recall=recall_curves(results),
         confusions=confusions(results),
         costs=costs(results),
-        provenance=collect_provenance([shlex.join(sys.orig_argv)]),
+        provenance=collect_provenance([shlex.join(sys.orig_argv)]) | {'runs': configs_of(results)},
     )
     return what.work_dir / 'table5.json'
 

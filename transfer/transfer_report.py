@@ -75,7 +75,7 @@ def report_transfer(
         recall=recall_curves(results),
         confusions=confusions(results),
         costs=costs(results),
-        provenance=collect_provenance(commands),
+        provenance=collect_provenance(commands) | {'runs': configs_of(results)},
     )
     return content
 
@@ -156,6 +156,18 @@ def costs(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def configs_of(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """For each backbone, task and dataset the config, its hash and that of the image lists, and the seeds."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for one in results:
+        groups.setdefault(f'{one["name"]}, {one["task"]} {one.get("dataset", "")}'.strip(), []).append(one)
+    return {
+        name: f'{runs[0].get("config")}, config sha256 {str(runs[0].get("config_sha256"))[:16]}, image lists '
+        f'{str(runs[0].get("lists_sha256"))[:16]}, seeds {", ".join(str(one["seed"]) for one in runs)}'
+        for name, runs in groups.items()
+    }
 
 
 @contextmanager

@@ -21,6 +21,8 @@ def probe(name, seed, values, **more):
         'metrics': {'mAP_linear': sum(values) / 2},
         'per_class': {'cat': values[0], 'dog': values[1]},
         'seconds': 1800.0,
+        'config_sha256': 4 * '0123456789abcdef',
+        'lists_sha256': 4 * 'fedcba9876543210',
         **more,
     }
 
@@ -50,6 +52,8 @@ def test_commands_and_curves_stay_over_later_calls(results, tmp_path):
     assert all(f'<code>{command}</code>' in page for command in noted['commands'])
     assert 'Training loss' in page and 'SD, linear probe: better in' in page
     assert 'segmentation:' not in page
+    assert 'svm-knn_r18-frozen_voc07.py, config sha256 0123456789abcdef, image lists fedcba' in page
+    assert 'seeds 0, 1, 2' in page
     (tmp_path / 'transfer.json').write_text('{"comm')
     with pytest.raises(InputError, match=r'transfer\.json does not parse'):
         report_transfer(tmp_path, results, [])
