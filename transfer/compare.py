@@ -109,10 +109,17 @@ def compare_runs(
         metrics: names as logged; default: all that every run has.
 
     Raises:
-        InputError: a run lacks a metric; lists those it has. Or see :func:`require_same_test`.
+        InputError: a run has not come to its end, or lacks a metric (lists those it has). Or see
+            :func:`require_same_test`.
     """
     require_same_test(groups)
     runs = [run for group in groups.values() for run in group.values()]
+    for run in runs:
+        if run.half_written:
+            raise InputError(
+                f'{run.work_dir} is half-written: its last evaluation is at {run.evaluated_at} of '
+                f'{run.planned}; let the run come to its end'
+            )
     if not metrics:
         metrics = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
         if not metrics:

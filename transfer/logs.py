@@ -27,11 +27,20 @@ class LoggedRun:
         work_dir: where they are.
         metrics: by name the last value of each metric, in the unit of the log.
         tested_on: what is known of the evaluation: the dataset, its image list, the evaluators' settings.
+        evaluated_at: epoch or iteration of the last evaluation, where the log says it.
+        planned: epochs or iterations of the whole training, where the config says it.
     """
 
     work_dir: Path
     metrics: dict[str, float]
     tested_on: dict[str, Any] = field(default_factory=dict)
+    evaluated_at: int | None = None
+    planned: int | None = None
+
+    @property
+    def half_written(self) -> bool:
+        """Whether the training has not come to its end, as far as that is known."""
+        return self.evaluated_at is not None and self.planned is not None and self.evaluated_at < self.planned
 
 
 def read_run(work_dir: str | Path) -> LoggedRun:
@@ -53,8 +62,11 @@ def read_run(work_dir: str | Path) -> LoggedRun:
     texts = sorted([*work_dir.glob('*.log'), *work_dir.glob('*/*.log')])
     texts = [path for path in texts if path.name != 'stdout.log'] or texts
     metrics: dict[str, float] = {}
+    evaluated_at = None
     for path in scalars:
-        metrics |= _last_of_scalars(path)
+        found, step = _last_of_scalars(path)
+        metrics |= found
+        evaluated_at = step if step is not None else evaluated_at
     # A half-written or foreign scalars.json may have no evaluation; the text has the rounded values.
     if not metrics:
         for path in texts:
@@ -68,11 +80,15 @@ def read_run(work_dir: str | Path) -> LoggedRun:
     wrong = [key for key, value in metrics.items() if not math.isfinite(value)]
     if wrong:
         raise InputError(f'{work_dir}: {", ".join(wrong)} of the last evaluation is {metrics[wrong[0]]}')
-    return LoggedRun(work_dir, metrics, _tested_on(work_dir))
+    cfg = _config(work_dir)
+    train = (cfg.get('train_cfg') if cfg else None) or {}
+    planned = train.get('max_epochs') or train.get('max_iters')
+    return LoggedRun(work_dir, metrics, _tested_on(cfg), evaluated_at, planned)
 
 
-def _last_of_scalars(path: Path) -> dict[str, float]:
+def _last_of_scalars(path: Path) -> tuple[dict[str, float], int | None]:
     last: dict[str, float] = {}
+    step = None
     for text in path.read_text(errors='replace').splitlines():
         try:
             line = json.loads(text)
@@ -91,7 +107,8 @@ def _last_of_scalars(path: Path) -> dict[str, float]:
         # An evaluation logs the step that it comes after; what is logged while training has the epoch too.
         if 'epoch' not in line and 'iter' not in line:
             last |= found
-    return last
+            step = line.get('step', step) if found else step
+    return last, step
 
 
 def _last_of_text(path: Path) -> dict[str, float]:
@@ -105,23 +122,28 @@ def _last_of_text(path: Path) -> dict[str, float]:
     return last
 
 
-def _tested_on(work_dir: Path) -> dict[str, Any]:
-    """What the config that mmengine leaves in a work dir says of the test images and the metrics."""
+def _config(work_dir: Path) -> Config | None:
+    """The config that mmengine leaves in a work dir."""
     for path in sorted([*work_dir.glob('*.py'), *work_dir.glob('vis_data/config.py')]):
         try:
             cfg = Config.fromfile(path, import_custom_modules=False)
         except Exception:
             continue  # any Python file may lie there
-        loader = cfg.get('val_dataloader') or cfg.get('test_dataloader')
-        if not loader or 'dataset' not in loader:
-            continue
-        dataset = loader.dataset
-        return {
-            'dataset': dataset.get('type'),
-            'image list': str(dataset.get('ann_file', '')),
-            'evaluation': _evaluators(cfg.get('val_evaluator') or cfg.get('test_evaluator')),
-        }
-    return {}
+        if 'dataset' in (cfg.get('val_dataloader') or cfg.get('test_dataloader') or {}):
+            return cfg
+    return None
+
+
+def _tested_on(cfg: Config | None) -> dict[str, Any]:
+    """What a config says of the test images and the metrics."""
+    if cfg is None:
+        return {}
+    dataset = (cfg.get('val_dataloader') or cfg.get('test_dataloader')).dataset
+    return {
+        'dataset': dataset.get('type'),
+        'image list': str(dataset.get('ann_file', '')),
+        'evaluation': _evaluators(cfg.get('val_evaluator') or cfg.get('test_evaluator')),
+    }
 
 
 def _evaluators(evaluator: Any) -> list[str]:

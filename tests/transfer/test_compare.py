@@ -77,6 +77,16 @@ def test_the_last_evaluation_counts_over_all_starts(tmp_path):
     assert read_run(folder).metrics['pascal_voc/mAP'] == 0.3
 
 
+def test_a_run_that_was_broken_off_is_named(tmp_path):
+    done, broken = leave(tmp_path / 'done', [0.1, 0.2, 0.3]), leave(tmp_path / 'broken', [0.1, 0.2])
+    for folder in (done, broken):
+        config = folder / 'config.py'
+        config.write_text(config.read_text() + 'train_cfg = dict(by_epoch=True, max_epochs=3)\n')
+    assert not read_run(done).half_written
+    with pytest.raises(InputError, match=r'broken is half-written: its last evaluation is at 2 of 3'):
+        compare_runs(group_runs([f'A={done}', f'B={broken}']))
+
+
 def seeds(folder, values, **settings):
     for seed, value in enumerate(values):
         leave(folder / f'seed{seed}', [0.0, value], **settings)
