@@ -32,7 +32,7 @@ def start(title: str, runs: Sequence[Run], folder: Path, options: Options) -> No
     """Run what is to do, and wait for it (:mod:`transfer.sweep`, :mod:`transfer.slurm`)."""
     found = [SweepRun(run.work_dir, _job(run, options)) for run in runs]
     if options.slurm is None:
-        run_local(title, found, folder, _places(options))
+        run_local(title, found, folder, places(options))
     else:
         run_slurm(title, found, folder, slurm_parameters(options.slurm, options.gpus), options.parallel)
 
@@ -45,7 +45,7 @@ def _job(run: Run, options: Options) -> Job:
     return Job(f'{run.name} seed {run.seed}', [sys.executable, *module], run.work_dir / LOG)
 
 
-def _places(options: Options) -> list[dict[str, str]]:
+def places(options: Options) -> list[dict[str, str]]:
     """For each run that may run at a time here, its environment: its GPUs, its share of the cores."""
     parallel = runs_at_a_time(options)
     shared = threads(parallel * options.gpus)

@@ -12,7 +12,7 @@ import torch
 from torchvision.models import resnet18, resnet50
 
 from sd_pretrain.cli import InputError, parse_seeds
-from transfer import runner
+from transfer import runner, start
 
 REPO = Path(__file__).resolve().parents[2]
 DET_DEMO = 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py'
@@ -94,6 +94,18 @@ def test_names_after_the_options_are_not_swallowed(tmp_path):
         tool.parse_args([*task, 'SD=b.pth'])
     with pytest.raises(InputError, match='stands after --cfg-options'):
         tool.parse_args([*task, f'SD={tmp_path}'])
+
+
+def test_every_run_has_gpus_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6,7')
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    given = [one['CUDA_VISIBLE_DEVICES'] for one in start.places(runner.Options(gpus=2))]
+    assert given == ['4,5', '6,7'], 'by default as many runs as there are GPUs for'
+    given = [one['CUDA_VISIBLE_DEVICES'] for one in start.places(runner.Options(parallel=3))]
+    assert given == ['4', '5', '6']
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    assert [set(one) for one in start.places(runner.Options(parallel=2))] == [{'OMP_NUM_THREADS'}] * 2
 
 
 def test_seeds():
