@@ -1,7 +1,7 @@
 """Speeds as ratios: cases timed in turn within one run, their medians with spread, a table and a JSON file.
 
-A machine's speed wanders by more than what is to be told apart. So the cases of one table take turns, a little
-work each, and what is compared is the ratio within each round: its median, and its quartiles as the spread.
+A machine's speed wanders by more than what is to be told apart. So the cases of one table take turns, a
+little work each, and what is compared is the ratio within each round: its median and its quartiles.
 """
 
 from __future__ import annotations
