@@ -187,6 +187,8 @@ class TimmClassifier(BaseModel):
             mode: ``'loss'`` gives the terms of :func:`sd_loss`, ``'predict'`` one dict an image with
                 ``logits`` and ``label``, ``'tensor'`` the logits ``(N, C)``.
         """
+        taught = mode == 'loss' and self.teacher is not None
+        teacher_logits = self.teacher.start(inputs) if taught else None
         logits = self.network(inputs)
         if mode == 'tensor':
             return logits
@@ -196,8 +198,7 @@ class TimmClassifier(BaseModel):
             return [{'logits': row, 'label': mark} for row, mark in zip(rows, marks, strict=True)]
         if mode == 'loss':
             self._count_hits(logits, labels)
-            teacher_logits = None if self.teacher is None else self.teacher(inputs)
-            losses = sd_loss(logits, teacher_logits, labels, **self._loss_args)
+            losses = sd_loss(logits, teacher_logits and teacher_logits(), labels, **self._loss_args)
             if self.tolerance is not None:
                 difference = top_score_difference(logits, self.tolerance['classes'])
                 losses['loss_tolerance'] = self.tolerance['weight'] * difference

@@ -18,6 +18,7 @@ from sd_pretrain.imagenet import check_imagenet
 from sd_pretrain.launch import cpu_share
 from sd_pretrain.schedule import check_ends, check_periods, teacher_iteration
 from sd_pretrain.snapshot_hook import TEACHER_KEY, check_loss_args, check_teacher
+from sd_pretrain.teacher import check_teacher_options
 from sd_pretrain.vis_backends import check_vis_backends
 
 # By the dataset's type: from its data_root to the counts of 'classes', 'train' and 'val'.
@@ -140,9 +141,10 @@ def mini_generations(cfg: Config) -> dict[str, Any]:
         {
             key: hooks[0][key]
             for key in hooks[0]
-            if key not in ('type', 'ends', 'distill', 'teacher', 'priority')
+            if key not in ('type', 'ends', 'distill', 'teacher', 'teacher_options', 'priority')
         }
     )
+    check_teacher_options(hooks[0].get('teacher_options'))
     check_ends(ends, cfg.train_cfg.max_epochs, 'epochs')
     schedulers = cfg.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]

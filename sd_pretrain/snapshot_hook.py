@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sd_pretrain.cli import InputError
 from sd_pretrain.losses import sd_loss
 from sd_pretrain.schedule import check_ends, check_scheduler, mini_generation, teacher_iteration
-from sd_pretrain.teacher import FrozenTeacher
+from sd_pretrain.teacher import FrozenTeacher, check_teacher_options
 from sd_pretrain.teacher_source import load_teacher, teacher_spec
 
 TEACHER_KEY = 'snapshot_distillation_teacher'
@@ -45,12 +45,14 @@ class SnapshotDistillationHook(Hook):
         distill: whether anything teaches.
         teacher: ``None``, the snapshots of this run teach; or a checkpoint of another run, as
             :func:`sd_pretrain.teacher_source.teacher_spec` describes it.
+        teacher_options: ``precision``, ``cuda_graph``, ``overlap`` of
+            :class:`sd_pretrain.teacher.FrozenTeacher`: how it runs.
         **loss_args: ``temperature``, ``lambda_s``, ``lambda_t``, ``symmetric``, ``scale_by_t2`` of
             :func:`sd_pretrain.losses.sd_loss`.
 
     Raises:
-        InputError: ``sd_loss`` has no such argument, or the temperature is not positive: the loss would
-            find out only when the first teacher is there.
+        InputError: ``sd_loss`` or the teacher has no such argument, or the temperature is not positive: it
+            would be found out only when the first teacher is there.
     """
 
     # Before the scheduler (LOW) and CheckpointHook (VERY_LOW): the checkpoint of the same epoch holds the
@@ -62,10 +64,12 @@ class SnapshotDistillationHook(Hook):
         ends: Sequence[int],
         distill: bool = True,
         teacher: Mapping[str, object] | None = None,
+        teacher_options: Mapping[str, object] | None = None,
         **loss_args: object,
     ):
         check_loss_args(loss_args)
         self.teacher = teacher_spec(teacher)
+        self.teacher_options = check_teacher_options(teacher_options)
         self.end_epochs = list(ends)
         self.distill = distill
         self.loss_args = loss_args
@@ -95,10 +99,10 @@ class SnapshotDistillationHook(Hook):
             return
         if runner.iter == needed:
             # Stopped right at the boundary: the student that was loaded is the snapshot.
-            teacher = FrozenTeacher(model.network)
+            teacher = FrozenTeacher(model.network, **self.teacher_options)
         else:
             check_teacher(saved, needed)
-            teacher = FrozenTeacher(model.network, saved['state_dict'])
+            teacher = FrozenTeacher(model.network, saved['state_dict'], **self.teacher_options)
         model.attach_teacher(teacher, **self.loss_args)
         self._teacher_iteration = needed
         runner.logger.info(f'Restored the teacher of iteration {needed}.')
@@ -108,7 +112,8 @@ class SnapshotDistillationHook(Hook):
         model = unwrap(runner.model)
         if not self.teacher or runner.epoch < self.teacher['from_epoch'] or model.teacher is not None:
             return
-        teacher = load_teacher(self.teacher, model.arch, model.network, model.network_args, model.num_classes)
+        network = load_teacher(self.teacher, model.arch, model.network, model.network_args, model.num_classes)
+        teacher = FrozenTeacher(network, **self.teacher_options)
         model.attach_teacher(teacher, **self.loss_args)
         runner.logger.info(f'From epoch {runner.epoch + 1} on {self.teacher["checkpoint"]} teaches.')
 
@@ -124,7 +129,7 @@ class SnapshotDistillationHook(Hook):
         average_bn_statistics(model)
         self._save_snapshot(runner, model, k, iteration)
         if self.distill and not self.teacher and iteration < self.ends[-1]:
-            model.attach_teacher(FrozenTeacher(model.network), **self.loss_args)
+            model.attach_teacher(FrozenTeacher(model.network, **self.teacher_options), **self.loss_args)
             self._teacher_iteration = iteration
             runner.logger.info(f'Mini-generation {k + 1} is taught by the snapshot of iteration {iteration}.')
 
@@ -169,7 +174,7 @@ def check_loss_args(loss_args: dict[str, object]) -> None:
     if unknown:
         raise InputError(
             f'SnapshotDistillationHook has no setting {", ".join(unknown)}; it takes ends, distill, teacher, '
-            + ', '.join(known)
+            'teacher_options, ' + ', '.join(known)
         )
     temperature = loss_args.get('temperature', 1.0)
     if not isinstance(temperature, int | float) or not temperature > 0:

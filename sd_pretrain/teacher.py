@@ -3,33 +3,96 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
+
+from sd_pretrain.cli import InputError
+from sd_pretrain.cuda_graph import CudaGraph
+from sd_pretrain.fused_network import cpu_has_bf16, fused_network
+
+PRECISIONS = ('auto', 'float32', 'bfloat16')
 
 
 class FrozenTeacher:
-    """A copy of the student that only looks: evaluation mode, no gradient.
+    """A copy of the student that only looks: evaluation mode, no gradient, as fast as the device allows.
 
     It is deliberately no ``nn.Module``. Hung on the student's model as a plain attribute it stays out of that
     model's ``parameters()``, ``state_dict()``, optimizer and DDP, and ``model.train()`` cannot wake its batch
     normalisation.
 
+    What runs is :func:`sd_pretrain.fused_network.fused_network` of it, made when the first images come; what
+    is stored is the copy itself. A network that cannot be fused runs as it is.
+
     Args:
         network: the student's network; it is copied, with its device and memory format, and left as it is.
         state_dict: weights for the copy, instead of the network's present ones.
+        precision: ``'float32'``, ``'bfloat16'``, or ``'auto'``: bfloat16 where the device has instructions
+            for it.
+        cuda_graph: on a GPU, record the forward pass for the shape of the first batch; batches of other
+            shapes run without.
+        overlap: on a GPU, run on a stream of its own beside the student's forward pass.
+
+    Raises:
+        InputError: a precision that is none of these.
     """
 
-    def __init__(self, network: nn.Module, state_dict: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        state_dict: Mapping[str, Tensor] | None = None,
+        precision: str = 'auto',
+        cuda_graph: bool = True,
+        overlap: bool = False,
+    ):
+        check_teacher_options({'precision': precision, 'cuda_graph': cuda_graph, 'overlap': overlap})
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         if state_dict is not None:
             self.network.load_state_dict(state_dict, strict=True)
+        self.precision = precision
+        self.cuda_graph = cuda_graph
+        self.overlap = overlap
+        self._forward: Callable[[Tensor], Tensor] | None = None
+        self._dtype = torch.float32
+        self._graph: CudaGraph | None = None
+        self._stream: torch.cuda.Stream | None = None
 
-    @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Logits ``(N, C)`` of normalised images ``(N, 3, H, W)``, in the autocast mode of the caller."""
-        return self.network(inputs)
+        """Logits ``(N, C)``, float32, of normalised images ``(N, 3, H, W)``, whatever the autocast mode."""
+        with torch.autocast(inputs.device.type, enabled=False), torch.no_grad():
+            if self._forward is None:
+                self._prepare(inputs)
+            if self._graph is not None and inputs.shape == self._graph.inputs.shape:
+                return self._graph(inputs)
+            return self._forward(self._cast(inputs))
+
+    def start(self, inputs: Tensor) -> Callable[[], Tensor]:
+        """Begin with the logits of ``inputs``; the function returned gives them, when they are needed.
+
+        What is launched in between runs beside the teacher, if it has a stream of its own (``overlap``).
+        """
+        if not (self.overlap and inputs.is_cuda):
+            logits = self(inputs)
+            return lambda: logits
+        main = torch.cuda.current_stream(inputs.device)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(inputs.device)
+        self._stream.wait_stream(main)
+        with torch.cuda.stream(self._stream):
+            logits = self(inputs)
+        # Neither may be given to somebody else while the other stream still works on it.
+        inputs.record_stream(self._stream)
+
+        def wait() -> Tensor:
+            main.wait_stream(self._stream)
+            logits.record_stream(main)
+            return logits
+
+        return wait
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights, as CPU tensors of their own."""
@@ -38,3 +101,59 @@ class FrozenTeacher:
     def apply_to_tensors(self, function: Callable[[Tensor], Tensor]) -> None:
         """Follow ``model.to(...)``: ``function`` is what ``nn.Module._apply`` hands on."""
         self.network._apply(function)
+        self._forward = self._graph = self._stream = None
+
+    def _cast(self, inputs: Tensor) -> Tensor:
+        return inputs.to(self._dtype, memory_format=torch.channels_last)
+
+    def _prepare(self, inputs: Tensor) -> None:
+        """Make what runs, for the device of ``inputs``."""
+        self._dtype = _dtype(self.precision, inputs.device)
+        try:
+            self._forward = fused_network(self.network, self._dtype)
+        except ValueError as error:
+            print_log(f'The teacher runs unfused, and slower: {error}', logger='current', level=30)
+            self._forward, self._dtype = self._plain(self._dtype), torch.float32
+            return
+        if self.cuda_graph and inputs.is_cuda:
+            try:
+                self._graph = CudaGraph(self._forward, self._cast(inputs))
+            except RuntimeError as error:
+                print_log(f'The teacher runs without a CUDA graph: {error}', logger='current', level=30)
+
+    def _plain(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The network as it is, under autocast where ``dtype`` is not float32."""
+
+        def forward(inputs: Tensor) -> Tensor:
+            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                return self.network(inputs).float()
+
+        return forward
+
+
+def check_teacher_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The hook's ``teacher_options``: those of :class:`FrozenTeacher` after the weights.
+
+    Raises:
+        InputError: an unknown name, or a value that cannot be used.
+    """
+    options = dict(options or {})
+    known = list(inspect.signature(FrozenTeacher).parameters)[2:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise InputError(f'teacher_options has no {", ".join(unknown)}; it takes {", ".join(known)}')
+    if options.get('precision', 'auto') not in PRECISIONS:
+        raise InputError(
+            f"the teacher's precision is one of {', '.join(PRECISIONS)}; found {options['precision']!r}"
+        )
+    return options
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision != 'auto':
+        return getattr(torch, precision)
+    if device.type == 'cuda':
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == 'cpu' and cpu_has_bf16()
+    return torch.bfloat16 if native else torch.float32

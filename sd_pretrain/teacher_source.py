@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import sd_pretrain.networks  # noqa: F401 - timm knows them from here on
 from sd_pretrain.checkpoint import read_checkpoint
 from sd_pretrain.cli import InputError
-from sd_pretrain.teacher import FrozenTeacher
 
 HOOK = 'SnapshotDistillationHook'
 _PREFIX = 'network.'
@@ -109,11 +108,11 @@ def check_teacher_source(
 
 def load_teacher(
     teacher: Mapping[str, Any], student: str, network: nn.Module, args: Mapping[str, Any] | None, classes: int
-) -> FrozenTeacher:
-    """The frozen teacher out of its file, on the student's device and in its memory format.
+) -> nn.Module:
+    """The teacher's network out of its file, on the student's device and in its memory format.
 
-    Methods that need more than the teacher's logits (hints on features, as FitNet has them) find the whole
-    network in ``FrozenTeacher.network``.
+    Methods that need more than the teacher's logits (hints on features, as FitNet has them) find it in
+    ``FrozenTeacher.network``.
 
     Args:
         teacher: the hook's ``teacher``.
@@ -137,7 +136,7 @@ def load_teacher(
         value.ndim == 4 and value.shape[1] > 1 and not value.is_contiguous() for value in network.parameters()
     )
     built.to(weight.device, memory_format=torch.channels_last if last else torch.preserve_format)
-    return FrozenTeacher(built)
+    return built
 
 
 def _read(spec: dict[str, Any]) -> dict[str, Any]:

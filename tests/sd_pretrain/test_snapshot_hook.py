@@ -142,7 +142,7 @@ def test_resume_right_at_a_boundary_is_taught_by_the_student_it_loads(runner):
     """As where SD goes on with an epoch_N.pth of SE, which holds no teacher."""
     images = torch.randn(2, 3, 32, 32)
     hook = resume(runner, 15, {})
-    assert torch.equal(runner.model.teacher(images), runner.model.eval().network(images))
+    assert torch.equal(runner.model.teacher(images), FrozenTeacher(runner.model.network)(images))
     checkpoint = {}
     hook.before_save_checkpoint(runner, checkpoint)
     assert checkpoint[TEACHER_KEY]['iteration'] == 15

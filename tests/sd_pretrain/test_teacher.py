@@ -1,0 +1,197 @@
+import copy
+import functools
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sd_pretrain.classifier import TimmClassifier
+from sd_pretrain.cli import InputError
+from sd_pretrain.fused_network import cpu_has_bf16
+from sd_pretrain.imagenet import ImageNetFolder
+from sd_pretrain.losses import sd_loss
+from sd_pretrain.snapshot_hook import SnapshotDistillationHook
+from sd_pretrain.teacher import FrozenTeacher
+
+needs_bf16 = pytest.mark.skipif(not cpu_has_bf16(), reason='this CPU has no bfloat16 instructions')
+
+
+@pytest.fixture(scope='module')
+def photos(real_data):
+    """Images and labels of all ILSVRC photos there are, at 48 px, normalised."""
+    found = []
+    for split in ('train', 'val'):
+        data = ImageNetFolder(str(real_data / 'ILSVRC2012'), split, size=48, resize=54, augment=False)
+        found += [data[index] for index in range(len(data))]
+    model = TimmClassifier('resnet18', num_classes=24)
+    batch = {
+        'inputs': torch.stack([one['inputs'] for one in found]),
+        'labels': torch.tensor([one['labels'] for one in found]),
+    }
+    batch = model.data_preprocessor(batch)
+    return batch['inputs'], batch['labels']
+
+
+@pytest.fixture(scope='module')
+def trained(photos):
+    """A ResNet-18 that knows the photos."""
+    images, labels = photos
+    torch.manual_seed(0)
+    network = timm.create_model('resnet18', num_classes=24, zero_init_last=False)
+    network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(15):
+        for part in torch.randperm(len(images)).split(24):
+            optimizer.zero_grad()
+            F.cross_entropy(network(images[part]), labels[part]).backward()
+            optimizer.step()
+    return network.eval()
+
+
+@pytest.mark.parametrize('precision, tolerance', [('float32', 1e-5), ('bfloat16', 0.02)])
+def test_it_agrees_with_the_plain_network_on_photos(trained, photos, precision, tolerance):
+    images, labels = photos
+    with torch.no_grad():
+        expected = trained(images)
+    assert (expected.argmax(1) == labels).float().mean() > 0.95
+    logits = FrozenTeacher(trained, precision=precision)(images)
+    assert (logits - expected).abs().max() / expected.abs().max() < tolerance
+    assert (logits.argmax(1) == expected.argmax(1)).float().mean() >= 0.999
+
+
+def curve(start, teacher, images, labels):
+    """Losses of fifteen taught steps from the weights of ``start``."""
+    torch.manual_seed(1)
+    student = copy.deepcopy(start).train().requires_grad_(True)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.001, momentum=0.9)
+    losses = []
+    for _ in range(3):
+        for part in torch.randperm(len(images)).split(24):
+            optimizer.zero_grad()
+            terms = sd_loss(student(images[part]), teacher(images[part]), labels[part])
+            sum(terms.values()).backward()
+            optimizer.step()
+            losses.append(torch.stack(list(terms.values())).detach())
+    return torch.stack(losses)
+
+
+@needs_bf16
+def test_the_loss_curve_is_that_of_a_naive_teacher(trained, photos):
+    """Ours is no further from a float32 teacher's than that of the plain network under autocast."""
+    images, labels = photos
+
+    def plain(batch, amp=False):
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=amp):
+            return trained(batch).float()
+
+    torch.manual_seed(2)
+    start = timm.create_model('resnet18', num_classes=24, zero_init_last=False)
+    expected = curve(start, plain, images, labels)
+    ours = curve(start, FrozenTeacher(trained, precision='bfloat16'), images, labels)
+    naive = curve(start, functools.partial(plain, amp=True), images, labels)
+    assert (ours - expected).abs().mean() < 1.5 * (naive - expected).abs().mean()
+    torch.testing.assert_close(ours.mean(0), expected.mean(0), rtol=0.03, atol=0)
+
+
+def small():
+    torch.manual_seed(0)
+    return timm.create_model('test_resnet', num_classes=4)
+
+
+def test_automatic_precision_is_what_the_cpu_is_made_for():
+    images = torch.randn(2, 3, 32, 32)
+    precision = 'bfloat16' if cpu_has_bf16() else 'float32'
+    network = small()
+    logits = FrozenTeacher(network)(images)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, FrozenTeacher(network, precision=precision)(images))
+
+
+def test_autocast_of_the_student_is_not_the_teachers():
+    network, images = small(), torch.randn(2, 3, 32, 32)
+    teacher = FrozenTeacher(network, precision='float32')
+    alone = teacher(images)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(teacher(images), alone)
+
+
+def test_what_is_saved_is_the_unfused_network():
+    network = small()
+    teacher = FrozenTeacher(network, precision='bfloat16')
+    teacher(torch.randn(2, 3, 32, 32))
+    state = teacher.state_dict()
+    assert state.keys() == network.state_dict().keys()
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_it_follows_the_model_to_another_type():
+    model = TimmClassifier('test_resnet', num_classes=4)
+    model.attach_teacher(FrozenTeacher(model.network, precision='float32'))
+    images = torch.randn(2, 3, 32, 32)
+    before = model.teacher(images)
+    model.double()
+    assert next(iter(model.teacher.state_dict().values())).dtype == torch.float64
+    model.float()
+    torch.testing.assert_close(model.teacher(images), before)
+
+
+class Undecided(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x):
+        x = x.mean((2, 3))
+        return self.fc(x if x.sum() > 0 else -x)
+
+
+def test_a_network_that_cannot_be_fused_teaches_as_it_is():
+    network, images = Undecided(), torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        expected = network(images)
+    torch.testing.assert_close(FrozenTeacher(network, precision='float32')(images), expected)
+    half = FrozenTeacher(network, precision='bfloat16')(images)
+    torch.testing.assert_close(half, expected, rtol=0.02, atol=0.02)
+    assert half.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    'options, said',
+    [
+        ({'precision': 'fp8'}, "one of auto, float32, bfloat16; found 'fp8'"),
+        ({'speed': 11}, 'has no speed; it takes precision, cuda_graph, overlap'),
+    ],
+)
+def test_wrong_options_are_said_before_any_training(options, said):
+    with pytest.raises(InputError, match=said):
+        SnapshotDistillationHook(ends=[1, 2], teacher_options=options)
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+
+
+@needs_cuda
+@pytest.mark.parametrize('overlap', [False, True])
+@pytest.mark.parametrize('cuda_graph', [False, True])
+def test_cuda_graphs_and_streams_change_nothing(cuda_graph, overlap):
+    network = timm.create_model('resnet18', num_classes=10).cuda().to(memory_format=torch.channels_last)
+    plain = FrozenTeacher(network, cuda_graph=False)
+    teacher = FrozenTeacher(network, cuda_graph=cuda_graph, overlap=overlap)
+    for size in (16, 16, 5, 16):  # the last batch of an epoch is smaller
+        images = torch.randn(size, 3, 64, 64, device='cuda')
+        pending = teacher.start(images)
+        network(images)
+        torch.testing.assert_close(pending(), plain(images), rtol=1e-2, atol=1e-2)
+    assert (teacher._graph is not None) == cuda_graph
+
+
+@needs_cuda
+def test_cuda_graph_keeps_logits_of_earlier_batches():
+    teacher = FrozenTeacher(timm.create_model('resnet18', num_classes=10).cuda())
+    first, second = torch.randn(2, 8, 3, 64, 64, device='cuda')
+    logits = teacher(first)
+    kept = logits.clone()
+    teacher(second)
+    assert torch.equal(logits, kept)
