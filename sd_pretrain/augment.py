@@ -1,27 +1,85 @@
-"""Augmentation of a whole batch at once, with parameters of its own for each image."""
+"""Augmentation of a whole batch at once, with parameters of its own for each image.
+
+What is drawn is apart from what is done with it: the latter is a function of tensors alone, which compiles.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional as F
 
 
-def jitter(images: Tensor, strength: float, generator: torch.Generator | None = None) -> Tensor:
-    """Scale brightness, contrast and saturation of each image by factors in ``1 - strength .. 1 + strength``.
+class Draws(NamedTuple):
+    """What chance says about the images of a batch; ``None`` for what is not to be done.
+
+    Args:
+        mirror: ``(N,)`` bool, swap left and right.
+        angle: ``(N,)`` in radians, turn by it.
+        factors: ``(3, N, 1, 1, 1)``, of brightness, contrast and saturation.
+    """
+
+    mirror: Tensor | None
+    angle: Tensor | None
+    factors: Tensor | None
+
+
+def draw(
+    count: int,
+    device: torch.device,
+    mirror: float = 0.0,
+    rotation: float = 0.0,
+    jitter: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Draws:
+    """Draw the augmentation of ``count`` images.
+
+    Args:
+        count: number of images.
+        device: where they are.
+        mirror: probability of a mirror image.
+        rotation: largest angle in degrees; angles are uniform in ``-rotation .. rotation``.
+        jitter: largest relative change; factors are uniform in ``1 - jitter .. 1 + jitter``.
+        generator: source of the random numbers, on that device.
+    """
+    factors = angle = mirrored = None
+    if jitter:
+        factors = torch.empty(3, count, 1, 1, 1, device=device)
+        factors.uniform_(1 - jitter, 1 + jitter, generator=generator)
+    if rotation:
+        largest = math.radians(rotation)
+        angle = torch.empty(count, device=device).uniform_(-largest, largest, generator=generator)
+    if mirror:
+        mirrored = torch.rand(count, device=device, generator=generator) < mirror
+    return Draws(mirrored, angle, factors)
+
+
+def augment(images: Tensor, draws: Draws) -> Tensor:
+    """Jitter, mirror and turn images ``(N, 3, H, W)``, RGB in 0 to 255, as ``draws`` say; in float32."""
+    images = images.float()
+    if draws.factors is not None:
+        images = jitter(images, draws.factors)
+    if draws.angle is not None:
+        return rotate(images, draws.angle, draws.mirror)
+    if draws.mirror is not None:
+        images = torch.where(draws.mirror.view(-1, 1, 1, 1), images.flip(3), images)
+    return images
+
+
+def jitter(images: Tensor, factors: Tensor) -> Tensor:
+    """Scale brightness, contrast and saturation of each image.
 
     Args:
         images: ``(N, 3, H, W)`` float, RGB in 0 to 255.
-        strength: largest relative change.
-        generator: source of the random factors, on the images' device.
+        factors: ``(3, N, 1, 1, 1)``, of brightness, contrast and saturation.
 
     Returns:
         New images, clipped to 0 to 255.
     """
-    factors = torch.empty(3, len(images), 1, 1, 1, device=images.device)
-    brightness, contrast, saturation = factors.uniform_(1 - strength, 1 + strength, generator=generator)
+    brightness, contrast, saturation = factors
     images = (images * brightness).clamp_(0, 255)
     weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     grey = (images * weights).sum(1, keepdim=True)
@@ -33,24 +91,22 @@ def jitter(images: Tensor, strength: float, generator: torch.Generator | None = 
     return torch.lerp(grey, images, saturation).clamp_(0, 255)
 
 
-def rotate(images: Tensor, degrees: float, generator: torch.Generator | None = None) -> Tensor:
-    """Rotate each image about its centre by an angle in ``-degrees .. degrees``; corners reflect.
+def rotate(images: Tensor, angle: Tensor, mirror: Tensor | None = None) -> Tensor:
+    """Turn each image about its centre; corners reflect.
 
     Args:
         images: ``(N, 3, H, W)`` float.
-        degrees: largest angle.
-        generator: source of the random angles, on the images' device.
+        angle: ``(N,)`` in radians.
+        mirror: ``(N,)`` bool, images whose left and right are swapped first; that costs nothing here.
 
     Returns:
         New images; computed in float32 also under autocast.
     """
     n, _, height, width = images.shape
-    angle = torch.empty(n, device=images.device).uniform_(-degrees, degrees, generator=generator) * (
-        math.pi / 180
-    )
     sin, cos, zero = angle.sin(), angle.cos(), torch.zeros_like(angle)
     ratio = height / width
-    theta = torch.stack([cos, -sin * ratio, zero, sin / ratio, cos, zero], 1).view(n, 2, 3)
+    sign = torch.ones_like(angle) if mirror is None else 1 - 2 * mirror.to(angle)
+    theta = torch.stack([sign * cos, -sign * sin * ratio, zero, sin / ratio, cos, zero], 1).view(n, 2, 3)
     # Autocast runs the matrix product in affine_grid in bfloat16: coordinates half a pixel off.
     with torch.autocast(images.device.type, enabled=False):
         grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)

@@ -1,4 +1,4 @@
-"""The image classifier that is pretrained, and what turns its batches into network input."""
+"""The image classifier that is pretrained."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from collections.abc import Callable
 
 import timm
 import torch
-from mmengine.dist import get_rank
-from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor
 
-import sd_pretrain.networks  # noqa: F401 - timm knows them from here on
-from sd_pretrain.augment import jitter, rotate
+# timm and the registry know what is in these from here on.
+import sd_pretrain.networks
+import sd_pretrain.preprocessor  # noqa: F401
 from sd_pretrain.cli import InputError
 from sd_pretrain.losses import sd_loss, top_score_difference
 from sd_pretrain.teacher import FrozenTeacher
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def check_network(name: str) -> None:
@@ -53,64 +50,6 @@ def check_tolerance(tolerance: dict | None, num_classes: int) -> dict | None:
 
 
 @MODELS.register_module()
-class ImageBatchPreprocessor(BaseDataPreprocessor):
-    """Move a uint8 batch to the device, augment it there when training, and normalise it.
-
-    Rotation and pixel jitter cost more than decoding when they are done image by image on the CPU; here they
-    are a few batched operations.
-
-    Args:
-        mean: per channel, RGB, in grey levels of 0 to 255.
-        std: per channel, RGB.
-        rotation: largest angle in degrees, drawn per image; 0 for none.
-        jitter: largest relative change of brightness, contrast and saturation, drawn per image; 0 for none.
-        channels_last: lay images out as the network's weights are.
-    """
-
-    def __init__(
-        self,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
-        rotation: float = 0.0,
-        jitter: float = 0.0,
-        channels_last: bool = False,
-    ):
-        super().__init__(non_blocking=True)
-        self.register_buffer('mean', torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.rotation = rotation
-        self.jitter = jitter
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._seed: int | None = None
-        self._generator: torch.Generator | None = None
-
-    def forward(self, data: dict, training: bool = False) -> dict:
-        """Turn ``inputs`` ``(N, 3, H, W)`` uint8 into normalised float32; others are only moved."""
-        data = self.cast_data(data)
-        images = data['inputs'].float()
-        if training:
-            if self.jitter:
-                images = jitter(images, self.jitter, self._random(images.device))
-            if self.rotation:
-                images = rotate(images, self.rotation, self._random(images.device))
-        images = (images - self.mean) / self.std
-        data['inputs'] = images.contiguous(memory_format=self.memory_format)
-        return data
-
-    def set_seed(self, seed: int) -> None:
-        """Begin the augmentation's random numbers anew from ``seed``, which should differ by rank."""
-        self._seed, self._generator = seed, None
-
-    def _random(self, device: torch.device) -> torch.Generator:
-        # All ranks share the run's seed; without a generator of their own they would all draw the same
-        # angles.
-        if self._generator is None or self._generator.device != device:
-            seed = torch.initial_seed() + 1000 * get_rank() if self._seed is None else self._seed
-            self._generator = torch.Generator(device).manual_seed(seed)
-        return self._generator
-
-
-@MODELS.register_module()
 class TimmClassifier(BaseModel):
     """A ``timm`` network with its loss: Eqn 1 alone, or Eqn 3 while a teacher is attached.
 
@@ -121,7 +60,8 @@ class TimmClassifier(BaseModel):
         num_classes: number of classes.
         network_args: further arguments of ``timm.create_model``.
         channels_last: memory format of the weights, and of the images if the preprocessor is given as a dict.
-        data_preprocessor: config of an :class:`ImageBatchPreprocessor`.
+        data_preprocessor: config of an :class:`sd_pretrain.preprocessor.ImageBatchPreprocessor`.
+        compile: compile network and augmentation (``torch.compile``), in place: names of weights stay.
         init_seed: draw the initial weights from this seed, whatever the run's; default: from the run's.
         tolerance: ``weight`` and ``classes`` of :func:`sd_pretrain.losses.top_score_difference`, added to the
             loss: the first generation of a tolerant teacher. Default: none.
@@ -137,12 +77,14 @@ class TimmClassifier(BaseModel):
         network_args: dict | None = None,
         channels_last: bool = False,
         data_preprocessor: dict | None = None,
+        compile: bool = False,
         init_seed: int | None = None,
         tolerance: dict | None = None,
     ):
         data_preprocessor = dict(data_preprocessor or {})
         data_preprocessor.setdefault('type', 'ImageBatchPreprocessor')
         data_preprocessor.setdefault('channels_last', channels_last)
+        data_preprocessor.setdefault('compile', compile)
         super().__init__(data_preprocessor=data_preprocessor)
         check_network(network)
         self.arch = network
@@ -155,6 +97,9 @@ class TimmClassifier(BaseModel):
             self.network = timm.create_model(network, num_classes=num_classes, **self.network_args)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
+        if compile:
+            # Batches have one shape each in training and validation; a dynamic one would be slower for both.
+            self.network.compile(dynamic=False)
         self.teacher: FrozenTeacher | None = None
         self._loss_args: dict = {}
         # Of the training batches since they were last reset; the hits stay on the device.

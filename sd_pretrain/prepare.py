@@ -31,6 +31,7 @@ def load_config(
     work_dir: str | Path | None = None,
     options: dict[str, Any] | None = None,
     amp: bool = False,
+    compile: bool = False,
 ) -> Config:
     """Read a pretraining config and apply what the command line says.
 
@@ -41,6 +42,7 @@ def load_config(
         work_dir: output folder; default ``work_dirs/<config stem>``.
         options: ``--cfg-options``.
         amp: train under bfloat16 autocast.
+        compile: compile network and augmentation.
 
     Raises:
         InputError: no such file, it does not parse, or it logs to what is not installed.
@@ -67,6 +69,8 @@ def load_config(
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs') / path.stem)
     if amp:
         cfg.optim_wrapper.type = 'Bf16OptimWrapper'
+    if compile:
+        cfg.model.compile = True
     return cfg
 
 

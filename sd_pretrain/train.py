@@ -65,6 +65,7 @@ def train(
     options: dict[str, Any] | None = None,
     resume: str | None = None,
     amp: bool = False,
+    compile: bool = False,
     launcher: str = 'none',
     stop_after: int | None = None,
     check_only: bool = False,
@@ -79,6 +80,7 @@ def train(
         options: see :func:`load_config`.
         resume: ``None``, ``'auto'`` or the path of an ``epoch_N.pth``.
         amp: train under bfloat16 autocast.
+        compile: compile network and augmentation (``torch.compile``).
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
         stop_after: stop, resumable, once this many epochs are done.
         check_only: check config and data, then stop.
@@ -88,7 +90,7 @@ def train(
         InputError: anything the user can mend.
     """
     processes = (check_only and processes) or world_size(launcher)
-    cfg = load_config(config, data_root, work_dir, options, amp)
+    cfg = load_config(config, data_root, work_dir, options, amp, compile)
     settings = fingerprint(cfg)
     result = finished_result(cfg.work_dir, settings)
     if result is not None:

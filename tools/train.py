@@ -27,6 +27,7 @@ def parse_args() -> argparse.Namespace:
         help='resume from a checkpoint, or without one from the latest in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
+    parser.add_argument('--compile', action='store_true', help='compile network and augmentation')
     parser.add_argument('--data-root', help="folder that holds ILSVRC2012/ (default: 'data')")
     parser.add_argument(
         '--cfg-options',
@@ -71,6 +72,7 @@ def main() -> int:
         options=args.cfg_options,
         resume=args.resume,
         amp=args.amp,
+        compile=args.compile,
         launcher=args.launcher,
         stop_after=args.stop_after,
         check_only=args.check,

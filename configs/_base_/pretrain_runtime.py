@@ -24,6 +24,14 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
+# Gradients live in the buckets that are reduced, and every iteration uses every parameter.
+model_wrapper_cfg = dict(
+    type='MMDistributedDataParallel',
+    broadcast_buffers=False,
+    gradient_as_bucket_view=True,
+    static_graph=True,
+    bucket_cap_mb=25,
+)
 # The sampler is built before a resumed seed is restored: without a pinned seed, a resume would shuffle
 # differently.
 randomness = dict(seed=0)

@@ -38,6 +38,7 @@ def test_recipe_of_section_4_2(algorithm, ends):
         'lr': 0.1,
         'momentum': 0.9,
         'nesterov': True,
+        'fused': True,
         'weight_decay': 1e-4,
     }
     assert cfg.total_batch_size == 8 * cfg.train_dataloader.batch_size == 256

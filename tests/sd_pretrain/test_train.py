@@ -162,7 +162,7 @@ def test_check_only_writes_nothing(run_tool, tiny_config, image_folder, tmp_path
         (['custom_hooks.0.ends=3'], 'must be a list, such as [45, 90], found 3'),
         (
             ['custom_hooks.0.temprature=3'],
-            'no setting temprature; it takes ends, distill, teacher, temperature',
+            'no setting temprature; it takes ends, distill, teacher, teacher_options, temperature',
         ),
         (['custom_hooks.0.temperature=0'], 'must be positive, found 0'),
         (['train_dataloader.batch_size=4'], 'follows from total_batch_size'),

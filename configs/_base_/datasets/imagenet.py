@@ -3,9 +3,9 @@ data_root = 'data/ILSVRC2012'
 total_batch_size = 256
 
 # "rescaling and cropping the image, randomly mirroring and rotating (slightly) the image, changing its
-# aspect ratio and performing pixel jittering": crop, scale, ratio and mirror in the dataset; rotation
-# (degrees) and jitter on the device. The paper gives no amounts; these are ours.
-data_preprocessor = dict(type='ImageBatchPreprocessor', rotation=10, jitter=0.4)
+# aspect ratio and performing pixel jittering": crop, scale and ratio in the dataset; mirror,
+# rotation (degrees) and jitter on the device. The paper gives no amounts; these are ours.
+data_preprocessor = dict(type='ImageBatchPreprocessor', mirror=0.5, rotation=10, jitter=0.4)
 
 train_dataloader = dict(
     batch_size=32,

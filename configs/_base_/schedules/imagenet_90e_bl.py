@@ -1,7 +1,8 @@
 # BL: one cosine over 90 epochs (Section 4.2.1).
 ends = [90]
 optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True),
 )
 param_scheduler = [
     dict(
