@@ -22,8 +22,8 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """A crop of random size, shape and place, distributed as torchvision's ``RandomResizedCrop``.
 
-    Area uniform in ``scale``, aspect ratio log-uniform in ``ratio``; the first of ten tries that fits into the
-    image, else its centre.
+    Area uniform in ``scale``, aspect ratio log-uniform in ``ratio``; the first of ten tries that fits into
+    the image, else its centre.
 
     Args:
         draws: :data:`DRAWS` numbers, uniform in [0, 1).

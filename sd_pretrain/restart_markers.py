@@ -19,15 +19,16 @@ _DC_COUNTS = (
     bytes((0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0)),
 )
 _DC_SYMBOLS = bytes(range(12))
-MOST_UNITS = 4
+_MOST_PIXELS = 64
 
 
-def choose_interval(across: int, most: int = MOST_UNITS) -> int:
-    """MCUs between restart markers: the largest divisor of a row's number of MCUs that is at most ``most``.
+def choose_interval(jpeg: Baseline) -> int:
+    """MCUs between restart markers: the largest divisor of a row's number of MCUs within 64 pixels.
 
     Few, so that columns can be left out as well as rows; a divisor, so that they lie in a grid.
     """
-    return next(interval for interval in range(most, 0, -1) if across % interval == 0)
+    most = _MOST_PIXELS // jpeg.unit[0]
+    return next(interval for interval in range(most, 0, -1) if jpeg.units[0] % interval == 0)
 
 
 def add_restart_markers(content: bytes, interval: int | None = None) -> bytes | None:
@@ -42,12 +43,12 @@ def add_restart_markers(content: bytes, interval: int | None = None) -> bytes | 
         :func:`parse_baseline` knows, or if its data is damaged.
     """
     jpeg = parse_baseline(content)
+    if jpeg is None:
+        return None
     tables = _code_tables(content)
-    if jpeg is None or any((0, part.dc_table) not in tables for part in jpeg.components):
+    if any((0, part.dc_table) not in tables or (1, part.ac_table) not in tables for part in jpeg.components):
         return None
-    if any((1, part.ac_table) not in tables for part in jpeg.components):
-        return None
-    interval = interval or choose_interval(jpeg.units[0])
+    interval = interval or choose_interval(jpeg)
     dc, ac = (
         np.stack([_lookup(*tables.get((kind, index), (bytes(16), b''))) for index in range(2)])
         for kind in (0, 1)
@@ -71,6 +72,22 @@ def add_restart_markers(content: bytes, interval: int | None = None) -> bytes | 
         np.array(new_lengths),
     )
     return _header(content, jpeg, interval) + data.tobytes() + b'\xff\xd9' if len(data) else None
+
+
+def compile_coder() -> None:
+    """Have Numba compile the coder, which takes seconds once; later runs find it in its cache."""
+    tables = np.zeros((2, 1 << 16), np.uint16)
+    _transcode(
+        np.frombuffer(bytes(2), np.uint8),
+        np.zeros((1, 3), np.int64),
+        0,
+        0,
+        1,
+        tables,
+        tables,
+        np.zeros((2, 12), np.int64),
+        np.zeros((2, 12), np.int64),
+    )
 
 
 def _header(content: bytes, jpeg: Baseline, interval: int) -> bytes:
