@@ -38,7 +38,7 @@ def choose_images(root: Path, folder: Path, count: int) -> tuple[list[str], list
 
 
 def generate_photos(root: Path, count: int = 48) -> Path:
-    """Class folders of photo-like JPEGs: 500 x 375, quality 92, colours whose spectrum falls with 1/f."""
+    """Class folders of photo-like JPEGs: 500 x 375, quality 92, with a spectrum that falls like that of photos."""
     import numpy as np
     from PIL import Image
 
@@ -48,10 +48,10 @@ def generate_photos(root: Path, count: int = 48) -> Path:
     frequency[0, 0] = np.inf
     for index in range(count):
         noise = rng.standard_normal((3, height, width))
-        layers = np.fft.irfft2(np.fft.rfft2(noise) / frequency, s=(height, width))
+        layers = np.fft.irfft2(np.fft.rfft2(noise) / frequency**1.2, s=(height, width))
         layers /= layers.std(axis=(1, 2), keepdims=True)
         # Brightness varies most, and all the colours with it.
-        pixels = 120 + 50 * layers[:1] + 15 * layers + rng.normal(0, 2, layers.shape)
+        pixels = 120 + 40 * layers[:1] + 10 * layers
         path = root / 'train' / f'n{index % 4:08d}' / f'{index}.JPEG'
         path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
