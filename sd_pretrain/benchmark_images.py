@@ -38,7 +38,7 @@ def choose_images(root: Path, folder: Path, count: int) -> tuple[list[str], list
 
 
 def generate_photos(root: Path, count: int = 48) -> Path:
-    """Class folders of photo-like JPEGs: 500 x 375, quality 92, with a spectrum that falls like that of photos."""
+    """Class folders of photo-like JPEGs: 500 x 375, quality 92, a spectrum that falls as that of photos."""
     import numpy as np
     from PIL import Image
 

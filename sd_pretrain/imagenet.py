@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -131,15 +132,17 @@ def random_crop(
         OSError, SyntaxError, ValueError: it is no image, or damaged.
     """
     mirror, *draws = torch.rand(1 + DRAWS, dtype=torch.float64).tolist()
+    crop = None
     jpeg = parse_baseline(content)
-    if jpeg is None:
+    if jpeg is not None:
+        left, top, width, height = crop_box(draws, jpeg.width, jpeg.height, scale, ratio)
+        # The fast decoder does not know unusual sampling factors.
+        with suppress(ValueError):
+            crop = torch.from_numpy(decode_region(content, jpeg, left, top, width, height)).permute(2, 0, 1)
+    if crop is None:
         image = decode(content)
         left, top, width, height = crop_box(draws, image.shape[2], image.shape[1], scale, ratio)
         crop = image[:, top : top + height, left : left + width]
-    else:
-        left, top, width, height = crop_box(draws, jpeg.width, jpeg.height, scale, ratio)
-        pixels = decode_region(content, jpeg, left, top, width, height)
-        crop = torch.from_numpy(pixels).permute(2, 0, 1)
     return resize(crop, size, mirror < 0.5)
 
 

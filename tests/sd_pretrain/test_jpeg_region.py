@@ -184,3 +184,16 @@ def test_photos(real_data):
             assert_regions(content, 3)
             assert_regions(marked, 3)
     assert plain > 30
+
+
+@pytest.mark.parametrize('factors', [b'\x21\x21\x21', b'\x11\x21\x21'])
+def test_unusual_sampling_factors_are_decoded_all_the_same(factors):
+    """All components of 2 x 1 (which is 4:4:4), and less luminance than colour, as no encoder writes it."""
+    content = bytearray(encoded(noisy((160, 96)), subsampling=0))
+    at = parse_baseline(bytes(content)).size_at
+    content[at + 6 : at + 14 : 3] = factors
+    crops = []
+    for one in (bytes(content), bytes(content) + b'\0'):
+        torch.manual_seed(3)
+        crops.append(random_crop(one, 48))
+    assert torch.equal(*crops)
