@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SOF, SOF1, DHT, SOI, EOI, SOS, DRI = 0xC0, 0xC1, 0xC4, 0xD8, 0xD9, 0xDA, 0xDD
+SOF, SOF1, DHT, SOS, DRI, APP9 = 0xC0, 0xC1, 0xC4, 0xDA, 0xDD, 0xE9
+# An application segment of ours: the bytes of each restart interval, its marker included, as 16-bit numbers.
+INDEX = b'SDrestarts\0'
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
@@ -29,6 +31,7 @@ class Baseline(NamedTuple):
         interval: MCUs between restart markers; 0: there are none.
         size_at: position of the height (2 bytes), which the width follows.
         scan_at: position of the first byte of entropy-coded data.
+        index_at: positions of the first byte of the index of the restart intervals and of its end; or 0, 0.
     """
 
     width: int
@@ -38,6 +41,7 @@ class Baseline(NamedTuple):
     interval: int
     size_at: int
     scan_at: int
+    index_at: tuple[int, int]
 
     @property
     def units(self) -> tuple[int, int]:
@@ -74,7 +78,7 @@ def parse_baseline(content: bytes) -> Baseline | None:
     """
     if content[-2:] != b'\xff\xd9':
         return None
-    frame, interval = None, 0
+    frame, interval, index_at = None, 0, (0, 0)
     for marker, start, end in segments(content):
         if marker in (SOF, SOF1) and frame is None:
             frame = start, end
@@ -82,13 +86,15 @@ def parse_baseline(content: bytes) -> Baseline | None:
             return None
         elif marker == DRI and end - start == 2:
             interval = int.from_bytes(content[start:end], 'big')
+        elif marker == APP9 and content.startswith(INDEX, start):
+            index_at = start + len(INDEX), end
         elif marker == SOS and frame is not None:
-            return _assemble(content, frame, (start, end), interval)
+            return _assemble(content, frame, (start, end), interval, index_at)
     return None
 
 
 def _assemble(
-    content: bytes, frame: tuple[int, int], scan: tuple[int, int], interval: int
+    content: bytes, frame: tuple[int, int], scan: tuple[int, int], interval: int, index_at: tuple[int, int]
 ) -> Baseline | None:
     (start, end), (scan_start, scan_end) = frame, scan
     if end - start < 6:
@@ -115,4 +121,4 @@ def _assemble(
     if count == 1:  # a scan of one component is in blocks, whatever its sampling factors
         components = [components[0]._replace(horizontal=1, vertical=1)]
     unit = tuple(8 * max(component[axis] for component in components) for axis in (0, 1))
-    return Baseline(width, height, tuple(components), unit, interval, start + 1, scan_end)
+    return Baseline(width, height, tuple(components), unit, interval, start + 1, scan_end, index_at)

@@ -45,7 +45,7 @@ def decode_region(content: bytes, jpeg: Baseline, left: int, top: int, width: in
 
 def _cut_intervals(
     content: bytes, jpeg: Baseline, box: tuple[int, int, int, int]
-) -> tuple[np.ndarray, int, int] | None:
+) -> tuple[bytearray, int, int] | None:
     """A JPEG of the restart intervals that ``box`` (left, top, right, bottom; pixels) touches.
 
     Returns:
@@ -58,35 +58,63 @@ def _cut_intervals(
     # Intervals as a grid of cells: of one row of MCUs and some columns, or of whole rows.
     cell = min(jpeg.interval, across), max(jpeg.interval // across, 1)
     columns, rows = across // cell[0], -(-down // cell[1])
-    ends = _interval_ends(content, jpeg.scan_at, columns * rows)
-    if ends is None:
+    lengths = _indexed_lengths(content, jpeg, columns * rows)
+    if lengths is None:
+        lengths = interval_lengths(content, jpeg.scan_at, columns * rows)
+    if lengths is None:
         return None
     cell = cell[0] * jpeg.unit[0], cell[1] * jpeg.unit[1]
     x0, y0, x1, y1 = box[0] // cell[0], box[1] // cell[1], -(-box[2] // cell[0]), -(-box[3] // cell[1])
-    starts = np.concatenate(([jpeg.scan_at], ends[:-1]))
-    firsts = range(y0 * columns + x0, y1 * columns + x0, columns)
-    data = np.frombuffer(content, np.uint8)
-    wide = x1 - x0
-    pieces = [data[: jpeg.scan_at], *(data[starts[at] : ends[at + wide - 1]] for at in firsts)]
-    smaller = np.concatenate(pieces)
-    chosen = (np.arange(y0, y1)[:, None] * columns + np.arange(x0, x1)).ravel()
-    at = jpeg.scan_at + np.cumsum(ends[chosen] - starts[chosen]) - 1
-    smaller[at] = 0xD0 + np.arange(len(at)) % 8
-    smaller[-1] = 0xD9
-    size = [
-        min(y1 * cell[1], jpeg.height) - y0 * cell[1],
-        min(x1 * cell[0], jpeg.width) - x0 * cell[0],
-    ]
-    smaller[jpeg.size_at : jpeg.size_at + 4] = np.array(size, '>u2').view(np.uint8)
+    row_ends = (jpeg.scan_at + np.cumsum(lengths)).reshape(rows, columns)[y0:y1, x1 - 1]
+    lengths = lengths.reshape(rows, columns)[y0:y1, x0:x1]
+    row_starts = row_ends - lengths.sum(1)
+    view = memoryview(content)
+    pieces = (view[start:end] for start, end in zip(row_starts.tolist(), row_ends.tolist(), strict=True))
+    smaller = bytearray().join((view[: jpeg.scan_at], *pieces))
+    at = jpeg.scan_at - 1 + np.cumsum(lengths)
+    np.frombuffer(smaller, np.uint8)[at] = _markers(len(at))
+    height = min(y1 * cell[1], jpeg.height) - y0 * cell[1]
+    width = min(x1 * cell[0], jpeg.width) - x0 * cell[0]
+    smaller[jpeg.size_at : jpeg.size_at + 4] = height.to_bytes(2, 'big') + width.to_bytes(2, 'big')
     return smaller, x0 * cell[0], y0 * cell[1]
 
 
-def _interval_ends(content: bytes, scan_at: int, count: int) -> np.ndarray | None:
-    """Positions behind the markers that end the ``count`` intervals (RST0 to RST7 in turn, and EOI)."""
+def interval_lengths(content: bytes, scan_at: int, count: int) -> np.ndarray | None:
+    """Search for the markers that end the restart intervals: RST0 to RST7 in turn, and EOI.
+
+    Args:
+        content: a file up to its very end.
+        scan_at: position of the entropy-coded data.
+        count: number of intervals.
+
+    Returns:
+        ``(count,)`` bytes of each interval with its marker; ``None`` if the markers are others.
+    """
     data = np.frombuffer(content, np.uint8, offset=scan_at)
     at = np.flatnonzero(data[:-1] == 0xFF) + 1
     at = at[data[at] != 0]  # 0 is what follows a data byte of 255
-    expected = np.append(0xD0 + np.arange(count - 1) % 8, 0xD9)
-    if len(at) != count or not np.array_equal(data[at], expected):
+    if len(at) != count or not np.array_equal(data[at], _markers(count)):
         return None
-    return at + (scan_at + 1)
+    return np.diff(at, prepend=-1)
+
+
+def _indexed_lengths(content: bytes, jpeg: Baseline, count: int) -> np.ndarray | None:
+    """What :func:`interval_lengths` finds, by the file's index; ``None`` if there is none, or a wrong one."""
+    start, end = jpeg.index_at
+    if end - start != 2 * count:
+        return None
+    lengths = np.frombuffer(content, '>u2', count, start).astype(np.int64)
+    ends = jpeg.scan_at + np.cumsum(lengths)
+    if ends[-1] != len(content):
+        return None
+    data = np.frombuffer(content, np.uint8)
+    if not np.array_equal(data[ends - 1], _markers(count)) or not (data[ends - 2] == 0xFF).all():
+        return None
+    return lengths
+
+
+def _markers(count: int) -> np.ndarray:
+    """Second bytes of the markers that end ``count`` intervals."""
+    markers = 0xD0 + (np.arange(count) & 7)
+    markers[-1] = 0xD9
+    return markers

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sd_pretrain.jpeg_file import DHT, DRI, SOS, Baseline, parse_baseline, segments
+from sd_pretrain.jpeg_file import APP9, DHT, DRI, INDEX, SOS, Baseline, parse_baseline, segments
+from sd_pretrain.jpeg_region import interval_lengths
 
 # Numbers of codes of 1 to 16 bits, luminance and chrominance; the symbols are 0 to 11 in order.
 _DC_COUNTS = (
@@ -20,6 +21,7 @@ _DC_COUNTS = (
 )
 _DC_SYMBOLS = bytes(range(12))
 _MOST_PIXELS = 64
+_LARGEST_INDEX = 65_000
 
 
 def choose_interval(jpeg: Baseline) -> int:
@@ -33,6 +35,8 @@ def choose_interval(jpeg: Baseline) -> int:
 
 def add_restart_markers(content: bytes, interval: int | None = None) -> bytes | None:
     """Write a baseline JPEG with restart markers; header segments stay, but for the tables of DC codes.
+
+    An index of the intervals is added, as an application segment.
 
     Args:
         content: the file.
@@ -71,11 +75,14 @@ def add_restart_markers(content: bytes, interval: int | None = None) -> bytes | 
         np.array(new_codes),
         np.array(new_lengths),
     )
-    return _header(content, jpeg, interval) + data.tobytes() + b'\xff\xd9' if len(data) else None
+    if not len(data):
+        return None
+    data = data.tobytes() + b'\xff\xd9'
+    return _header(content, jpeg, interval, _index(data, -(-across * down // interval))) + data
 
 
 def compile_coder() -> None:
-    """Have Numba compile the coder, which takes seconds once; later runs find it in its cache."""
+    """Have Numba compile the coder now, which takes seconds, so that processes forked later have it."""
     tables = np.zeros((2, 1 << 16), np.uint16)
     _transcode(
         np.frombuffer(bytes(2), np.uint8),
@@ -90,8 +97,16 @@ def compile_coder() -> None:
     )
 
 
-def _header(content: bytes, jpeg: Baseline, interval: int) -> bytes:
-    """The file's beginning up to the entropy-coded data, with the new DC tables and the interval."""
+def _index(data: bytes, count: int) -> bytes:
+    """The segment that saves a reader the search for the markers; none if it would be too large for one."""
+    lengths = interval_lengths(data, 0, count)
+    if 2 * count > _LARGEST_INDEX or lengths.max() >= 1 << 16:
+        return b''
+    return _segment(APP9, INDEX + lengths.astype('>u2').tobytes())
+
+
+def _header(content: bytes, jpeg: Baseline, interval: int, index: bytes) -> bytes:
+    """The file's beginning up to the entropy-coded data, with new DC tables, the interval and the index."""
     written = [content[:2]]
     for marker, start, end in segments(content):
         if marker == DHT:
@@ -105,9 +120,9 @@ def _header(content: bytes, jpeg: Baseline, interval: int) -> bytes:
         elif marker == SOS:
             used = sorted({part.dc_table for part in jpeg.components})
             body = b''.join(bytes((index,)) + _DC_COUNTS[index] + _DC_SYMBOLS for index in used)
-            written += [_segment(DHT, body), _segment(DRI, interval.to_bytes(2, 'big'))]
+            written += [index, _segment(DHT, body), _segment(DRI, interval.to_bytes(2, 'big'))]
             written.append(content[start - 4 : end])
-        elif marker != DRI:
+        elif marker != DRI and not (marker == APP9 and content.startswith(INDEX, start)):
             written.append(content[start - 4 : end])
     return b''.join(written)
 
@@ -153,7 +168,7 @@ def _lookup(counts: bytes, symbols: bytes) -> np.ndarray:
     return table
 
 
-@njit(cache=True)
+@njit
 def _transcode(data, parts, units, old_interval, new_interval, dc_tables, ac_tables, new_codes, new_lengths):
     """Entropy-coded data with other restart intervals; empty if it is damaged.
 
@@ -248,7 +263,7 @@ def _transcode(data, parts, units, old_interval, new_interval, dc_tables, ac_tab
     return out[: _pad(out, to, held_bits, held)].copy()
 
 
-@njit(cache=True)
+@njit
 def _put(out, to, byte):
     """Write a byte of data at ``to``; returns the next position."""
     out[to] = byte
@@ -258,7 +273,7 @@ def _put(out, to, byte):
     return to + 1
 
 
-@njit(cache=True)
+@njit
 def _pad(out, to, bits, count):
     """Write the last ``count`` (0 to 7) bits, filled up with ones; returns the next position."""
     if count == 0:

@@ -154,6 +154,23 @@ def test_damaged_data_is_not_rewritten():
     assert add_restart_markers(bytes(content)) is None
 
 
+@pytest.mark.parametrize('change', ['length', 'count', 'none'])
+def test_without_a_true_index_the_markers_are_searched_for(change):
+    content = encoded(noisy((160, 96)), subsampling=2)
+    marked = bytearray(add_restart_markers(content))
+    jpeg = parse_baseline(bytes(marked))
+    start, end = jpeg.index_at
+    assert end - start == 2 * 10 * 6 // jpeg.interval
+    if change == 'length':
+        marked[start + 1] ^= 4
+    elif change == 'count':
+        marked[start - 13 : start - 11] = (end - start + 13 + 2).to_bytes(2, 'big')
+        marked[end:end] = b'\0\7'
+    else:
+        marked[start - 2] ^= 1
+    assert_regions(bytes(marked))
+
+
 def test_markers_in_the_wrong_order_do_not_mislead():
     """What a wrong marker does is the decoder's to say; the crop is then as in the whole."""
     marked = bytearray(add_restart_markers(encoded(noisy((160, 96)), subsampling=0), 5))
