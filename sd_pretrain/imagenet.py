@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,14 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
 from sd_pretrain.chance import EpochSeeded
 from sd_pretrain.cli import InputError
+from sd_pretrain.crops import DRAWS, crop_box, resize
 from sd_pretrain.ilsvrc_layouts import WHERE_TO_GET, find_split
+from sd_pretrain.jpeg_file import parse_baseline
+from sd_pretrain.jpeg_region import decode_region
 from sd_pretrain.subset import choose_subset
 
 FULL_SIZE = {'classes': 1000, 'train': 1_281_167, 'val': 50_000}
@@ -93,6 +98,59 @@ def decode(content: bytes) -> Tensor:
     return image
 
 
+def decode_as_pil(content: bytes) -> Image.Image:
+    """Decode an image as PIL does it, which published accuracies are measured with.
+
+    Raises:
+        OSError, SyntaxError, ValueError: it is no image, or damaged.
+    """
+    with Image.open(io.BytesIO(content)) as opened:
+        if not opened.mode.startswith('I'):
+            return opened.convert('RGB')
+    # PIL would clip the values of 16 bits instead of scaling them.
+    return Image.fromarray(decode(content).permute(1, 2, 0).numpy())
+
+
+def random_crop(
+    content: bytes,
+    size: int = 224,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """Decode an image's random resized crop, mirrored or not; of a baseline JPEG, little more than the crop.
+
+    Args:
+        content: the encoded image.
+        size: side of the result.
+        scale: range of the crop's share of the image's area.
+        ratio: range of the crop's aspect ratio.
+
+    Returns:
+        uint8 ``(3, size, size)``; see :func:`sd_pretrain.crops.resize`.
+
+    Raises:
+        OSError, SyntaxError, ValueError: it is no image, or damaged.
+    """
+    mirror, *draws = torch.rand(1 + DRAWS, dtype=torch.float64).tolist()
+    crop = None
+    jpeg = parse_baseline(content)
+    if jpeg is not None:
+        left, top, width, height = crop_box(draws, jpeg.width, jpeg.height, scale, ratio)
+        # The fast decoder does not know unusual sampling factors.
+        with suppress(ValueError):
+            crop = torch.from_numpy(decode_region(content, jpeg, left, top, width, height)).permute(2, 0, 1)
+    if crop is None:
+        image = decode(content)
+        left, top, width, height = crop_box(draws, image.shape[2], image.shape[1], scale, ratio)
+        crop = image[:, top : top + height, left : left + width]
+    return resize(crop, size, mirror < 0.5)
+
+
+def _centre_crop(content: bytes, size: int, resize: int) -> Tensor:
+    image = functional.center_crop(functional.resize(decode_as_pil(content), resize), size)
+    return functional.pil_to_tensor(image)
+
+
 def _unreadable(where: str, error: Exception) -> InputError:
     return InputError(f'cannot read image {where}: {error}; replace or remove it')
 
@@ -103,7 +161,8 @@ class ImageNetFolder(EpochSeeded):
 
     Training crops at random in place, scale and aspect ratio and mirrors; rotation and pixel jitter, the rest
     of the paper's augmentation (Section 4.2.1), happen on the device in
-    :class:`sd_pretrain.classifier.ImageBatchPreprocessor`. Testing takes the centre crop.
+    :class:`sd_pretrain.classifier.ImageBatchPreprocessor`. Testing takes the centre crop, exactly as
+    torchvision's transforms of PIL images do.
 
     Args:
         data_root: the folder of the data, in one of the layouts of :func:`find_split`.
@@ -136,10 +195,9 @@ class ImageNetFolder(EpochSeeded):
             self.chosen = choose_subset(self.samples.labels, subset, f'{split} images in {data_root}')
         self.metainfo = {'classes': tuple(self.samples.classes)}
         if augment if augment is not None else split == 'train':
-            crop = v2.RandomResizedCrop(size, scale=tuple(scale), ratio=tuple(ratio), antialias=True)
-            self.transform = v2.Compose([crop, v2.RandomHorizontalFlip()])
+            self.load = partial(random_crop, size=size, scale=tuple(scale), ratio=tuple(ratio))
         else:
-            self.transform = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+            self.load = partial(_centre_crop, size=size, resize=resize)
 
     def __len__(self) -> int:
         return len(self.samples.labels if self.chosen is None else self.chosen)
@@ -147,7 +205,7 @@ class ImageNetFolder(EpochSeeded):
     def __getitem__(self, index: int) -> dict:
         index = index if self.chosen is None else int(self.chosen[index])
         try:
-            image = decode(self.samples.read(index))
+            image = self.load(self.samples.read(index))
         except (OSError, SyntaxError, ValueError) as error:
             raise _unreadable(self.samples.where(index), error) from None
-        return {'inputs': self.transform(image), 'labels': int(self.samples.labels[index])}
+        return {'inputs': image, 'labels': int(self.samples.labels[index])}

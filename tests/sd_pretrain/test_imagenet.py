@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.imagenet import ImageNetFolder, check_imagenet, read_image
@@ -111,3 +112,26 @@ def test_real_photos(real_data):
     assert counts['classes'] == 24
     val = ImageNetFolder(str(real_data / 'ILSVRC2012'), 'val')
     assert val[0]['inputs'].shape == (3, 224, 224)
+
+
+def pil_pipeline(path, resize, size):
+    transform = transforms.Compose(
+        [transforms.Resize(resize), transforms.CenterCrop(size), transforms.PILToTensor()]
+    )
+    with Image.open(path) as opened:
+        return transform(opened.convert('RGB'))
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+def test_validation_is_exactly_torchvisions_pil_pipeline(root, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
+    path = root / 'val' / 'n00000000' / '0.JPEG'
+    Image.fromarray(pixels).convert(mode).save(path)
+    assert torch.equal(ImageNetFolder(str(root), 'val', 32, 36)[0]['inputs'], pil_pipeline(path, 36, 32))
+
+
+def test_validation_of_photos_is_exactly_torchvisions_pil_pipeline(real_data):
+    val = ImageNetFolder(str(real_data / 'ILSVRC2012'), 'val')
+    for index in range(0, len(val), 3):
+        path = val.samples.where(index)
+        assert torch.equal(val[index]['inputs'], pil_pipeline(path, 256, 224)), path
