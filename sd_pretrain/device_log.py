@@ -1,8 +1,8 @@
-"""Logging without waiting for the device: what an iteration logs is collected there and read at the interval.
+"""Logging without waiting for the device: what an iteration logs stays there until the interval is over.
 
-mmengine's ``RuntimeInfoHook`` fetches every logged value in every iteration, so the host cannot queue the next
-one while the device is still busy, and its histories are copied as a whole for each value, of which a long run
-has hundreds of thousands. Here nothing is fetched or copied until somebody looks.
+mmengine's ``RuntimeInfoHook`` fetches every logged value in every iteration, so the host cannot queue the
+next one while the device is still busy; and its histories, of hundreds of thousands of values late in a long
+run, are copied as a whole for each new one. Here nothing is fetched or copied until somebody looks.
 """
 
 from __future__ import annotations
@@ -72,21 +72,19 @@ class DeviceHistory(HistoryBuffer):
 
 @HOOKS.register_module()
 class DeviceLogHook(RuntimeInfoHook):
-    """Stands in for mmengine's ``RuntimeInfoHook`` and ``IterTimerHook``: the same log, without their price.
+    """Stands in for mmengine's ``RuntimeInfoHook`` and, in training, its ``IterTimerHook``.
 
     All keys and values are as theirs, for ``LoggerHook`` and for any other reader of the message hub, at any
-    moment; but only a look at a history of ``train/`` fetches what was logged since the last one, all of it in
-    one transfer. ``time`` is the mean over these iterations, since a single one has no end that the host would
-    see. Histories hold as many values as the log processor averages over, or an epoch, so neither an
-    iteration nor a checkpoint grows with the run.
+    moment. But what was logged of training is fetched only where somebody looks at it, all of it since the
+    last look in one transfer. ``time`` is the mean over these iterations: a single one has no end that the
+    host would see. Histories hold as many values as the log processor averages over, and at least an epoch,
+    so neither the cost of an iteration nor a checkpoint grows with the run.
 
     A ``clip_grad`` in the config's ``optim_wrapper`` costs a wait in each iteration all the same: mmengine
     fetches ``grad_norm`` there.
     """
 
     def __init__(self) -> None:
-        # Validation and test are timed as ever.
-        self._timer = IterTimerHook()
         self._histories: dict[str, DeviceHistory] = {}
         self._rows: list[tuple[list[DeviceHistory], Tensor]] = []
 
@@ -178,33 +176,18 @@ class DeviceLogHook(RuntimeInfoHook):
             self._hub.log_scalars[key] = self._histories[key] = found
         return found
 
-    def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
-        self._timer._before_epoch(runner, mode)
 
-    def _before_iter(
-        self, runner: Runner, batch_idx: int, data_batch: object = None, mode: str = 'train'
+@HOOKS.register_module()
+class EvaluationTimerHook(IterTimerHook):
+    """mmengine's ``IterTimerHook`` for validation and test; :class:`DeviceLogHook` times the training."""
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Leave training alone."""
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
     ) -> None:
-        self._timer._before_iter(runner, batch_idx, data_batch, mode)
-
-    def _after_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: object = None,
-        outputs: object = None,
-        mode: str = 'train',
-    ) -> None:
-        self._timer._after_iter(runner, batch_idx, data_batch, outputs, mode)
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Note the metrics."""
-        super().after_val_epoch(runner, metrics)
-        self._timer._after_epoch(runner, 'val')
-
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Note the metrics."""
-        super().after_test_epoch(runner, metrics)
-        self._timer._after_epoch(runner, 'test')
+        """Leave training alone."""
 
 
 def _longest_window(runner: Runner) -> int:

@@ -12,10 +12,10 @@ custom_imports = dict(
     allow_failed_imports=False,
 )
 default_scope = 'mmengine'
-# DeviceLogHook is RuntimeInfoHook and IterTimerHook in one, without their wait for the device in each iteration.
+# As mmengine's RuntimeInfoHook and IterTimerHook, but no iteration waits for the device.
 default_hooks = dict(
     runtime_info=dict(type='DeviceLogHook'),
-    timer=None,
+    timer=dict(type='EvaluationTimerHook'),
     prefetch=dict(type='PrefetchHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     logger=dict(type='LoggerHook', interval=100),
