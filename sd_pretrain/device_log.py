@@ -89,13 +89,11 @@ class DeviceLogHook(RuntimeInfoHook):
         self._rows: list[tuple[list[DeviceHistory], Tensor]] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Go on with the histories of a resumed run."""
+        """Begin anew, or go on with the histories that a resumed run has loaded."""
         super().before_train(runner)
         self._hub: MessageHub = runner.message_hub
         self._length = _longest_window(runner)
         self._rows, self._histories = [], {}
-        for key in [key for key in self._hub.log_scalars if key.startswith('train/')]:
-            self._history(key)
         self._iter, self._max_iters = runner.iter, runner.max_iters
         self._untimed = self._timed = 0
         self._seconds = 0.0

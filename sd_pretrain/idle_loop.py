@@ -45,7 +45,7 @@ STOCK_HOOKS = dict(
 class IdleClassifier(TimmClassifier):
     """A classifier whose training step gives out constant losses.
 
-    With mmengine's hooks alone there is no teacher; the loss has its term all the same where ``taught`` is set.
+    Where ``taught`` is set, the loss has the term of a teacher, also without one.
 
     Args:
         device: where the losses are.

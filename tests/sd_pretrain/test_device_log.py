@@ -33,7 +33,7 @@ STOCK = {
     'default_hooks.runtime_info.type': 'RuntimeInfoHook',
     'default_hooks.timer.type': 'IterTimerHook',
 }
-SCALARS = ('lr', 'loss', 'loss_ce', 'loss_kl')
+SCALARS = ('lr', 'loss', 'loss_ce', 'loss_kl', 'grad_norm')
 
 
 class Spy(Hook):
@@ -84,11 +84,12 @@ def log_lines(runner):
     return [re.sub(r'[\d.]+(e-\d+)?', '#', re.sub(r' +', ' ', line)) for line in found]
 
 
-def test_it_says_what_mmengine_says(runner):
+@pytest.mark.parametrize('clip', [{}, {'optim_wrapper.clip_grad': dict(max_norm=1.0)}], ids=['', 'clipped'])
+def test_it_says_what_mmengine_says(runner, clip):
     """Same keys in the same order and, but for times, the same values to the last bit; and the same lines."""
-    stock = runner('stock', STOCK)
+    stock = runner('stock', STOCK | clip)
     stock.train()
-    ours = runner('ours')
+    ours = runner('ours', clip)
     ours.train()
     one, other = lines(stock), lines(ours)
     assert [list(row) for row in one] == [list(row) for row in other]
@@ -97,6 +98,7 @@ def test_it_says_what_mmengine_says(runner):
     ]
     assert [row['iter'] for row in other] == [5, 10, 17, 22]
     assert ['loss_kl' in row for row in other] == [False, False, True, True]
+    assert ['grad_norm' in row for row in other] == [bool(clip)] * 4
     assert log_lines(stock) == log_lines(ours)
     assert len(log_lines(ours)) == 8
     assert all(0 <= row['data_time'] < row['time'] for row in other)
