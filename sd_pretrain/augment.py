@@ -81,8 +81,8 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     """
     brightness, contrast, saturation = factors
     images = (images * brightness).clamp_(0, 255)
-    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    grey = (images * weights).sum(1, keepdim=True)
+    # Numbers, not a tensor of weights: that would be copied to the device in each call, and waited for.
+    grey = 0.299 * images[:, :1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:]
     # One blend for both: towards the mean grey level (contrast), then towards each pixel's own grey
     # (saturation).
     mean = grey.mean((2, 3), keepdim=True)

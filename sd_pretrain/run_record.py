@@ -16,9 +16,6 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.teacher_source import HOOK, identified
 
 RESULT = 'result.json'
-# mmengine copies the whole history of every logged scalar in every iteration and stores it in every
-# checkpoint: late in a long run that is milliseconds and tens of megabytes. The log averages over less.
-HISTORY = 10_000
 # Where the run happens does not change what it is.
 _PLACES = {
     'data_root',
@@ -34,7 +31,7 @@ _PLACES = {
 
 
 class RunRecordHook(Hook):
-    """Remember the last validation and the training time, over resumes as well; keep histories short."""
+    """Remember the last validation and the training time, over resumes as well."""
 
     # Before CheckpointHook: the seconds so far are in the checkpoint of the same epoch.
     priority = 'NORMAL'
@@ -56,10 +53,8 @@ class RunRecordHook(Hook):
         self._start = time.monotonic()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Note the time for the checkpoint, and have the histories cut."""
+        """Note the time for the checkpoint."""
         runner.message_hub.update_info('train_seconds', self.seconds)
-        for history in runner.message_hub.log_scalars.values():
-            history.max_length = HISTORY
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Note the metrics."""

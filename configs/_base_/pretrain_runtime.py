@@ -2,17 +2,21 @@ custom_imports = dict(
     imports=[
         'sd_pretrain.cifar',
         'sd_pretrain.classifier',
+        'sd_pretrain.device_log',
         'sd_pretrain.imagenet',
         'sd_pretrain.metrics',
         'sd_pretrain.optim',
+        'sd_pretrain.prefetch',
         'sd_pretrain.snapshot_hook',
     ],
     allow_failed_imports=False,
 )
 default_scope = 'mmengine'
+# As mmengine's RuntimeInfoHook and IterTimerHook, but no iteration waits for the device.
 default_hooks = dict(
-    runtime_info=dict(type='RuntimeInfoHook'),
-    timer=dict(type='IterTimerHook'),
+    runtime_info=dict(type='DeviceLogHook'),
+    timer=dict(type='EvaluationTimerHook'),
+    prefetch=dict(type='PrefetchHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),

@@ -13,7 +13,7 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='collate_channels_last'),
     dataset=dict(type='ImageNetFolder', data_root=data_root, split='train', size=224),
 )
 val_dataloader = dict(
@@ -21,7 +21,7 @@ val_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='collate_channels_last'),
     dataset=dict(type='ImageNetFolder', data_root=data_root, split='val', size=224, resize=256),
 )
 test_dataloader = val_dataloader
