@@ -78,7 +78,7 @@ def _pipelines(paths: Sequence[str], marked: Sequence[str], about: str, rounds: 
     ratios = {name: ratio(seconds[BASELINE], values) for name, values in seconds.items()}
     return Section(
         'data',
-        'Training images on one core: read, decode, random resized crop to 224, mirror',
+        'Training images on one core: read, decode, random resized crop to 224',
         ('pipeline', 'images/s', f'x {BASELINE}'),
         [(name, spread(rates[name]).show(0), ratios[name].show()) for name in cases],
         (

@@ -79,10 +79,10 @@ def peers() -> dict[str, Callable[[str], object]]:
     from torchvision.transforms import v2
 
     cv2.setNumThreads(1)
-    first = v1.Compose([v1.RandomResizedCrop(SIZE), v1.RandomHorizontalFlip(), v1.PILToTensor()])
-    second = v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()])
+    first = v1.Compose([v1.RandomResizedCrop(SIZE), v1.PILToTensor()])
+    second = v2.RandomResizedCrop(SIZE, antialias=True)
     timms = create_transform(
-        SIZE, is_training=True, color_jitter=None, interpolation='bilinear', use_prefetcher=True
+        SIZE, is_training=True, hflip=0.0, color_jitter=None, interpolation='bilinear', use_prefetcher=True
     )
     reader = LoadImageFromFile()
 
@@ -99,8 +99,6 @@ def peers() -> dict[str, Callable[[str], object]]:
         top, left, high, wide = v1.RandomResizedCrop.get_params(shape, (0.08, 1.0), (3 / 4, 4 / 3))
         image = mmcv.imcrop(image, np.array([left, top, left + wide - 1, top + high - 1]))
         image = mmcv.imresize(image, (SIZE, SIZE), interpolation='bilinear')
-        if torch.rand(1) < 0.5:
-            image = mmcv.imflip(image)
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
     return {

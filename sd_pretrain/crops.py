@@ -51,17 +51,15 @@ def crop_box(
     return (width - wide) // 2, (height - high) // 2, wide, high
 
 
-def resize(image: Tensor, size: int, mirror: bool = False) -> Tensor:
-    """Resize bilinearly with antialiasing, within one level of what PIL computes; mirror where asked.
+def resize(image: Tensor, size: int) -> Tensor:
+    """Resize bilinearly with antialiasing, within one level of what PIL computes.
 
     Args:
         image: uint8 ``(3, H, W)``, of any strides.
         size: side of the result.
-        mirror: swap left and right.
 
     Returns:
         uint8 ``(3, size, size)``, in the memory order of ``(size, size, 3)``, for which PyTorch is fastest.
     """
     image = image[None].contiguous(memory_format=torch.channels_last)
-    image = interpolate(image, size=(size, size), mode='bilinear', antialias=True)
-    return (image.flip(-1) if mirror else image)[0]
+    return interpolate(image, size=(size, size), mode='bilinear', antialias=True)[0]

@@ -117,7 +117,7 @@ def random_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """Decode an image's random resized crop, mirrored or not; of a baseline JPEG, little more than the crop.
+    """Decode an image's random resized crop; of a baseline JPEG, little more than the crop.
 
     Args:
         content: the encoded image.
@@ -131,7 +131,7 @@ def random_crop(
     Raises:
         OSError, SyntaxError, ValueError: it is no image, or damaged.
     """
-    mirror, *draws = torch.rand(1 + DRAWS, dtype=torch.float64).tolist()
+    draws = torch.rand(DRAWS, dtype=torch.float64).tolist()
     crop = None
     jpeg = parse_baseline(content)
     if jpeg is not None:
@@ -143,7 +143,7 @@ def random_crop(
         image = decode(content)
         left, top, width, height = crop_box(draws, image.shape[2], image.shape[1], scale, ratio)
         crop = image[:, top : top + height, left : left + width]
-    return resize(crop, size, mirror < 0.5)
+    return resize(crop, size)
 
 
 def _centre_crop(content: bytes, size: int, resize: int) -> Tensor:
@@ -159,9 +159,9 @@ def _unreadable(where: str, error: Exception) -> InputError:
 class ImageNetFolder(EpochSeeded):
     """Images and labels of one split, as uint8 ``(3, size, size)``.
 
-    Training crops at random in place, scale and aspect ratio and mirrors; rotation and pixel jitter, the rest
-    of the paper's augmentation (Section 4.2.1), happen on the device in
-    :class:`sd_pretrain.classifier.ImageBatchPreprocessor`. Testing takes the centre crop, exactly as
+    Training crops at random in place, scale and aspect ratio; mirror, rotation and pixel jitter, the rest of
+    the paper's augmentation (Section 4.2.1), happen on the device in
+    :class:`sd_pretrain.preprocessor.ImageBatchPreprocessor`. Testing takes the centre crop, exactly as
     torchvision's transforms of PIL images do.
 
     Args:
@@ -169,7 +169,7 @@ class ImageNetFolder(EpochSeeded):
         split: ``'train'`` or ``'val'``.
         size: side of the images, in pixels.
         resize: short side before the centre crop, when testing.
-        augment: random crop and mirror; default: for ``'train'``.
+        augment: random crop; default: for ``'train'``.
         scale: range of the crop's share of the image's area.
         ratio: range of the crop's aspect ratio.
         subset: use this many images only, the first ones of each class; default: all.

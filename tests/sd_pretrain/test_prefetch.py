@@ -7,8 +7,8 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import DataLoader, default_collate
 
-from sd_pretrain.classifier import ImageBatchPreprocessor
 from sd_pretrain.prefetch import PrefetchingLoader, collate_channels_last, map_tensors, one_ahead
+from sd_pretrain.preprocessor import ImageBatchPreprocessor
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
