@@ -75,7 +75,8 @@ def resampled_ap(run: Detections, counts: np.ndarray, mode: str) -> np.ndarray:
         if not here.any():
             continue
         true, false = true[here], false[here]
-        recall = true / truth[here, label, None]
+        # In float64 as mmdet's: in float32 a recall of 3/10 would reach the threshold of 0.1 * 3.
+        recall = true / truth[here, label, None].astype(np.float64)
         precision = true / np.maximum(true + false, np.finfo(np.float32).eps)
         # The best precision at this recall or a higher one; none beyond the last hit.
         best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]

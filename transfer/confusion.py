@@ -17,21 +17,32 @@ NOTHING = 'nothing'
 _IOU = 0.5
 
 
-def pixel_confusion(predicted: Tensor, truth: Tensor, classes: int, ignore: int = 255) -> Tensor:
-    """Count pixels by class.
+def pixel_confusion(
+    predicted: Sequence[Tensor], truth: Sequence[Tensor], classes: int, ignore: int = 255
+) -> Tensor:
+    """Count the pixels of each image by class, all images in one pass on their device.
 
     Args:
-        predicted: predicted classes, of any shape.
-        truth: true classes, of the same shape.
+        predicted: predicted class of each pixel, of each image; sizes may differ.
+        truth: true class of each pixel, as many.
         classes: number of classes.
         ignore: label that does not count.
 
     Returns:
-        ``(classes, classes)`` integers, truth in rows, prediction in columns.
+        ``(N, classes + 1, classes)`` integers, truth in rows, prediction in columns; the last row is for
+        labels that are neither a class nor ``ignore``.
     """
-    counted = truth != ignore
-    pairs = truth[counted].long() * classes + predicted[counted].long()
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+    # A row each for other labels and for ignored ones: nothing has to be cut out before the count.
+    rows = classes + 2
+    place = [
+        row.flatten().to(column.device, torch.int32) for row, column in zip(truth, predicted, strict=True)
+    ]
+    for image, (row, column) in enumerate(zip(place, predicted, strict=True)):
+        ignored = row == ignore
+        row.masked_fill_((row < 0) | (row >= classes), classes).masked_fill_(ignored, classes + 1)
+        row.add_(image * rows).mul_(classes).add_(column.flatten())
+    counts = torch.bincount(torch.cat(place), minlength=len(place) * rows * classes)
+    return counts.view(len(place), rows, classes)[:, :-1]
 
 
 def box_confusion(results: Iterable[tuple[dict[str, Any], Sequence[np.ndarray]]], classes: int) -> np.ndarray:

@@ -152,7 +152,8 @@ def _evaluators(evaluator: Any) -> list[str]:
     said = []
     for one in every:
         one = dict(one or {})
-        settings = [f'{key}={one[key]}' for key in kept if key in one]
-        # Ours differ from the stock ones in rounding alone.
-        said.append(' '.join([str(one.get('type', '')).removeprefix('Exact'), *settings]))
+        # Ours differ from the stock ones in rounding alone, and one may stand for several.
+        for more in ({}, *({'eval_mode': mode} for mode in one.get('also', {}).values())):
+            settings = [f'{key}={(one | more)[key]}' for key in kept if key in one]
+            said.append(' '.join([str(one.get('type', '')).removeprefix('Exact'), *settings]))
     return sorted(said)

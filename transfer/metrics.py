@@ -7,17 +7,19 @@ The configs name the stock metrics, so that mmdet and mmseg alone run them; fine
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from mmdet.evaluation.functional.mean_ap import average_precision, print_map_summary, tpfp_default
+from mmdet.evaluation.functional.mean_ap import print_map_summary
 from mmdet.evaluation.metrics import VOCMetric
 from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
 from mmseg.evaluation.metrics import IoUMetric
 
+from transfer import voc_map
 from transfer.bootstrap import Detections, Overlaps, resampled_iou
 from transfer.confusion import box_confusion, pixel_confusion
 
@@ -25,10 +27,27 @@ _EXACT = {'VOCMetric': 'ExactVOCMetric', 'IoUMetric': 'ExactIoUMetric'}
 
 
 def use_exact_metrics(evaluator: dict | list) -> dict | list:
-    """Return an evaluator config with the stock VOC metrics replaced by those of this module."""
-    if isinstance(evaluator, list | tuple):
-        return [use_exact_metrics(one) for one in evaluator]
-    return {**evaluator, 'type': _EXACT.get(evaluator['type'], evaluator['type'])}
+    """Return an evaluator config with the stock VOC metrics replaced by those of this module.
+
+    Several ``VOCMetric`` that differ in ``eval_mode`` and ``prefix`` alone become one, which matches the
+    boxes once.
+    """
+    if not isinstance(evaluator, list | tuple):
+        return {**evaluator, 'type': _EXACT.get(evaluator['type'], evaluator['type'])}
+    found: list[dict] = []
+    for one in map(use_exact_metrics, evaluator):
+        leader = next((earlier for earlier in found if _shares(earlier, one)), None)
+        if leader is None:
+            found.append(one)
+        else:
+            leader['also'] = {**leader.get('also', {}), one['prefix']: one.get('eval_mode', '11points')}
+    return found
+
+
+def _shares(earlier: dict, one: dict) -> bool:
+    own = ('eval_mode', 'prefix', 'also')
+    first, second = ({key: value for key, value in part.items() if key not in own} for part in (earlier, one))
+    return one['type'] == 'ExactVOCMetric' and first == second and {'prefix'} <= earlier.keys() & one.keys()
 
 
 @METRICS.register_module()
@@ -38,65 +57,73 @@ class ExactVOCMetric(VOCMetric):
     After an evaluation (rank 0) ``per_class`` holds the AP of each class with a ground-truth box, and
     ``detections`` what was found in each image, for the bootstrap, ``confusion`` which class was taken for
     which.
+
+    Args:
+        also: further kinds of AP from the same matching: prefix to ``eval_mode``.
+        kwargs: those of ``VOCMetric``.
     """
 
     per_class: dict[str, float] = {}
     detections: Detections | None = None
     confusion: np.ndarray | None = None
 
+    def __init__(self, also: Mapping[str, str] | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.also = dict(also or {})
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keep what the stock metric keeps of a batch, without its copy of all else."""
+        classes = len(self.dataset_meta['classes'])
+        for sample in data_samples:
+            truth, ignored, found = (
+                {key: value.cpu().numpy() for key, value in sample[part].items() if torch.is_tensor(value)}
+                for part in ('gt_instances', 'ignored_instances', 'pred_instances')
+            )
+            annotation = {key: truth[key] for key in ('labels', 'bboxes')}
+            annotation |= {f'{key}_ignore': ignored[key] for key in ('bboxes', 'labels')}
+            boxes = np.hstack([found['bboxes'], found['scores'].reshape(-1, 1)])
+            order = np.argsort(found['labels'], kind='stable')
+            ends = np.searchsorted(found['labels'][order], np.arange(classes + 1))
+            by_class = [boxes[order[begin:end]] for begin, end in pairwise(ends)]
+            self.results.append((annotation, by_class))
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Evaluate all that was processed; each kind of AP has its own prefix."""
+        metrics = super().evaluate(size)
+        nested = {f'{self.prefix}/{other}/': f'{other}/' for other in self.also}
+        for key in list(metrics):
+            for long, short in nested.items():
+                if key.startswith(long):
+                    metrics[short + key.removeprefix(long)] = metrics.pop(key)
+        return metrics
+
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute ``mAP`` (unrounded) and ``AP50`` from one ``(annotations, detections)`` pair per image."""
         if self.metric != 'mAP' or len(self.iou_thrs) != 1 or self.scale_ranges is not None:
             return super().compute_metrics(results)
         classes = self.dataset_meta['classes']
-        per_class = [self._average_precision(results, label) for label in range(len(classes))]
-        self.per_class = {
-            name: float(one['ap']) for name, one in zip(classes, per_class, strict=True) if one['num_gts']
-        }
+        per_class = voc_map.evaluate(results, len(classes), self.iou_thrs[0])
         self.detections = _detections(results, per_class)
         self.confusion = box_confusion(results, len(classes))
-        aps = [one['ap'] for one in per_class if one['num_gts']]
+        metrics = OrderedDict()
+        for prefix, mode in {'': self.eval_mode, **self.also}.items():
+            metrics |= {f'{prefix}/{key}'.lstrip('/'): value for key, value in self._mean(per_class, mode)}
+        self.per_class = {
+            name: float(one['ap'][self.eval_mode])
+            for name, one in zip(classes, per_class, strict=True)
+            if one['num_gts']
+        }
+        return metrics
+
+    def _mean(self, per_class: list[dict[str, Any]], mode: str) -> Iterable[tuple[str, float]]:
+        """Print the table of one kind of AP; its ``mAP`` and rounded ``AP50``."""
+        aps = [one['ap'][mode] for one in per_class if one['num_gts']]
         mean = np.array(aps).mean().item() if aps else 0.0
         logger = MMLogger.get_current_instance()
-        logger.info(f'VOC AP at IoU {self.iou_thrs[0]}, {self.eval_mode}:')
-        print_map_summary(mean, per_class, dataset=list(classes), logger=logger)
-        return OrderedDict(mAP=mean, **{f'AP{int(self.iou_thrs[0] * 100):02d}': round(mean, 3)})
-
-    def _average_precision(self, results: list, label: int) -> dict[str, Any]:
-        """AP of one class over all images, with mmdet's own matching and its legacy (+1) box sizes."""
-        detections, tps, fps, images, boxes = [np.zeros((0, 5), np.float32)], [], [], [], 0
-        for image, (annotation, found) in enumerate(results):
-            truth = annotation['bboxes'][annotation['labels'] == label]
-            boxes += len(truth)
-            if len(found[label]) == 0:
-                continue
-            ignored = annotation['bboxes_ignore'][annotation['labels_ignore'] == label]
-            tp, fp = tpfp_default(
-                found[label], truth, ignored, self.iou_thrs[0], None, use_legacy_coordinate=True
-            )
-            detections.append(found[label])
-            tps.append(tp[0])
-            fps.append(fp[0])
-            images.append(np.full(len(fp[0]), image))
-        scores = np.vstack(detections)[:, -1]
-        order = np.argsort(-scores)
-        hit = np.concatenate([*tps, []], dtype=np.float32)[order]
-        wrong = np.concatenate([*fps, []], dtype=np.float32)[order]
-        tp, fp = np.cumsum(hit), np.cumsum(wrong)
-        eps = np.finfo(np.float32).eps
-        recall, precision = tp / max(boxes, eps), tp / np.maximum(tp + fp, eps)
-        ap = average_precision(recall, precision, self.eval_mode)
-        kept = (hit + wrong) > 0  # the others match an ignored box
-        return dict(
-            num_gts=boxes,
-            num_dets=len(scores),
-            recall=recall,
-            precision=precision,
-            ap=ap,
-            image=np.concatenate([*images, []]).astype(int)[order][kept],
-            score=scores[order][kept],
-            hit=hit[kept] > 0,
-        )
+        logger.info(f'VOC AP at IoU {self.iou_thrs[0]}, {mode}:')
+        table = [{**one, 'ap': one['ap'][mode]} for one in per_class]
+        print_map_summary(mean, table, dataset=list(self.dataset_meta['classes']), logger=logger)
+        return (('mAP', mean), (f'AP{int(self.iou_thrs[0] * 100):02d}', round(mean, 3)))
 
 
 def _detections(results: list, per_class: list[dict[str, Any]]) -> Detections:
@@ -120,15 +147,22 @@ class ExactIoUMetric(IoUMetric):
     confusion: np.ndarray | None = None
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Count the pixels of a batch, as the stock metric does and by pairs of classes."""
-        before = len(self.results)
-        super().process(data_batch, data_samples)
+        """Count the pixels of a batch by pairs of classes; the stock metric's counts follow from that."""
+        if self.output_dir is not None:
+            # Its files are wanted, its counts are made below.
+            before = len(self.results)
+            super().process(data_batch, data_samples)
+            del self.results[before:]
+        if self.format_only or not data_samples:
+            return
+        predicted, truth = (
+            [sample[part]['data'].squeeze() for sample in data_samples]
+            for part in ('pred_sem_seg', 'gt_sem_seg')
+        )
         classes = len(self.dataset_meta['classes'])
-        for place, sample in enumerate(data_samples[: len(self.results) - before], before):
-            predicted = sample['pred_sem_seg']['data'].squeeze()
-            truth = sample['gt_sem_seg']['data'].squeeze().to(predicted)
-            pairs = pixel_confusion(predicted, truth, classes, self.ignore_index).cpu()
-            self.results[place] = (*self.results[place], pairs)
+        for pairs in pixel_confusion(predicted, truth, classes, self.ignore_index).cpu():
+            intersect, columns, rows = pairs.diagonal(), pairs.sum(0), pairs[:-1].sum(1)
+            self.results.append((intersect, columns + rows - intersect, columns, rows, pairs[:-1]))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute the stock metrics and ``mIoU_exact`` from the four pixel counts of each image."""
