@@ -134,6 +134,10 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
 
     runner = FinetuneRunner.from_cfg(cfg)
     runner.backbone = backbone
+    if cfg.task == 'seg':
+        from transfer.seg_speed import batch_evaluation
+
+        batch_evaluation(getattr(runner.model, 'module', runner.model), runner._val_dataloader)
     hook = _ResultHook()
     runner.register_hook(hook)
     with _readable_image_errors():
@@ -185,7 +189,7 @@ def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
     split_total_batch(cfg, processes)
     init_distributed(args.launcher, cfg)
     if not torch.cuda.is_available():
-        _plain_bn(cfg.model)
+        plain_bn(cfg.model)
     from transfer.metrics import use_exact_metrics
 
     cfg.val_evaluator = use_exact_metrics(cfg.val_evaluator)
@@ -201,7 +205,7 @@ def _latest_checkpoint(work_dir: Path) -> Path | None:
     return path
 
 
-def _plain_bn(part: Any) -> None:
+def plain_bn(part: Any) -> None:
     """Make every SyncBN of a model's config a BN, in place: on a CPU there is no other."""
     if isinstance(part, dict):
         if part.get('type') == 'SyncBN':
@@ -209,7 +213,7 @@ def _plain_bn(part: Any) -> None:
         part = list(part.values())
     if isinstance(part, list | tuple):
         for value in part:
-            _plain_bn(value)
+            plain_bn(value)
 
 
 def _cost(processes: int) -> dict[str, Any]:

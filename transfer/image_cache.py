@@ -1,7 +1,7 @@
 """Images and masks decoded once: kept in memory that a process shares with the loader workers it forks.
 
-What the pipelines get is the same to the bit. The configs stay stock: fine-tuning gives the loading transforms
-of a built dataset this memory (:func:`cache_images`).
+What the pipelines get is the same to the bit. The configs stay stock: fine-tuning gives the loading
+transforms of a built dataset this memory (:func:`cache_images`).
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _cached_type(loader: type) -> type | None:
     if loader is LoadImageFromFile:
         return CachedLoadImageFromFile
     if f'{loader.__module__}.{loader.__name__}' == 'mmseg.datasets.transforms.loading.LoadAnnotations':
-        from transfer.mask_cache import CachedLoadMasks
+        from transfer.seg_speed import CachedLoadMasks
 
         return CachedLoadMasks
     return None

@@ -21,8 +21,10 @@ def has_bf16(capabilities: Mapping[str, Any] | None = None) -> bool:
     Args:
         capabilities: flags of the CPU; default: those of this one.
     """
-    found = torch.cpu.get_capabilities() if capabilities is None else capabilities
-    return any(found.get(name) for name in ('amx_bf16', 'avx512_bf16', 'bf16'))
+    if capabilities is None:
+        # Older PyTorch cannot tell; then it is float32.
+        capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+    return any(capabilities.get(name) for name in ('amx_bf16', 'avx512_bf16', 'bf16'))
 
 
 def check_amp(amp: bool) -> None:
