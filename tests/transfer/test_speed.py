@@ -9,9 +9,10 @@ from mmengine.config import Config
 from sd_pretrain.cli import InputError
 from transfer import finetune, mmcv_ops, speed
 from transfer.run_record import load_config
-from transfer.seg_speed import PaddedSegDataPreProcessor
 
 mmcv_ops.install()
+
+from transfer.seg_speed import PaddedSegDataPreProcessor  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[2]
 DET = str(REPO / 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py')
