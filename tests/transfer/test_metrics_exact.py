@@ -12,6 +12,7 @@ from mmdet.evaluation.metrics import VOCMetric  # noqa: E402
 from mmseg.evaluation.metrics import IoUMetric  # noqa: E402
 
 from transfer import voc_map  # noqa: E402
+from transfer.logs import _evaluators  # noqa: E402
 from transfer.metrics import ExactIoUMetric, ExactVOCMetric, use_exact_metrics  # noqa: E402
 
 CLASSES = ('cat', 'dog', 'cow')
@@ -111,6 +112,7 @@ def test_two_voc_metrics_become_one_with_the_values_of_both():
         for prefix, mode in (('11point', '11points'), ('area', 'area'))
     ]
     (config,) = use_exact_metrics(stock)
+    assert _evaluators([config]) == _evaluators(stock), 'compared runs count as tested alike'
     samples = [
         {
             'gt_instances': {part: torch.tensor(annotation[part]) for part in ('labels', 'bboxes')},
