@@ -16,6 +16,7 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.exact_resume import ExactResumeHook, run_settings
 from sd_pretrain.ilsvrc_layouts import find_split
 from sd_pretrain.launch import init_distributed, is_main_process, leave_distributed, world_size
+from sd_pretrain.memory import keep_freed_memory
 from sd_pretrain.prepare import (
     DATA_CHECKS,
     check_classes,
@@ -89,6 +90,7 @@ def train(
     Raises:
         InputError: anything the user can mend.
     """
+    keep_freed_memory()
     processes = (check_only and processes) or world_size(launcher)
     cfg = load_config(config, data_root, work_dir, options, amp, compile)
     settings = fingerprint(cfg)

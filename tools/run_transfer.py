@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--config', help='another config than the one for the task and depth')
     parser.add_argument('--demo', action='store_true', help='the small configs on the embedded emoji world')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/transfer, with --demo ..._demo')
-    parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')
+    parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
     parser.add_argument(
         '--parallel',
         type=int,

@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument('--seeds', default='1', help='of the fine-tunings: how many (3), or which (0,1,7)')
     parser.add_argument('--scratch', action='store_true', help='add fine-tunings from random weights')
-    parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')
+    parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
     parser.add_argument('--parallel', type=int, help='runs side by side; default: 1 on GPUs, else up to 2')
     parser.add_argument(
         '--work-dir', type=Path, help='default: work_dirs/table5, on real data work_dirs/table5_<arch>'

@@ -20,15 +20,20 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
 
+import sd_pretrain.optim  # noqa: F401  (registers what --amp names)
 from sd_pretrain.cli import InputError, Options, run_main, set_data_root, split_total_batch
 from sd_pretrain.launch import LAUNCHERS, init_distributed, is_main_process, leave_distributed, world_size
+from sd_pretrain.memory import keep_freed_memory
 from sd_pretrain.work_dir import write_json
 from transfer import mmcv_ops
 from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
 from transfer.confusion import save_confusion
 from transfer.predictions import image_names, save_predictions
 from transfer.run_record import load_config, open_run
+from transfer.speed import check_amp, prepare_model
 
 
 def parse_args(
@@ -46,7 +51,7 @@ def parse_args(
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--name', help='name of the backbone in result.json; default: from the work dir')
     parser.add_argument('--data-root', help='replaces the leading "data" of the data roots in the config')
-    parser.add_argument('--amp', action='store_true', help='mixed precision (GPU only)')
+    parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
     parser.add_argument('--resume', action='store_true', help='go on with a broken-off run in the work dir')
     parser.add_argument('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
@@ -54,14 +59,30 @@ def parse_args(
     return parser.parse_args(argv)
 
 
-class _ProvingRunner(Runner):
-    """A runner that, once the weights are initialised, compares the model with the backbone file."""
+class FinetuneRunner(Runner):
+    """A runner that compares the initialised model with the backbone file, and does its work fast."""
 
-    backbone: Backbone
+    backbone: Backbone | None = None
+    _images: Any = None
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Prepare the model, and wrap it for several processes."""
+        return super().wrap_model(model_wrapper_cfg, prepare_model(model))
+
+    def build_dataloader(self, dataloader: dict | DataLoader, *args: Any, **kwargs: Any) -> DataLoader:
+        """Build a loader whose images are decoded once, unless the config says ``cache_images = False``."""
+        built = super().build_dataloader(dataloader, *args, **kwargs)
+        if self.cfg.get('cache_images', True):
+            from transfer.image_cache import ImageStore, budget, cache_images
+
+            if self._images is None:
+                self._images = ImageStore(budget())
+            cache_images(built.dataset, self._images)
+        return built
 
     def _init_model_weights(self) -> None:
         super()._init_model_weights()
-        if self.backbone.tensors:
+        if self.backbone is not None and self.backbone.tensors:
             model = self.model.module if is_model_wrapper(self.model) else self.model
             equal = prove_loaded(model, self.backbone.tensors)
             self.logger.info(f'backbone: {equal} of {equal} tensors equal those of {self.backbone.path}')
@@ -95,6 +116,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The content of ``result.json``.
     """
+    keep_freed_memory()
     mmcv_ops.install()
     processes, main_process = world_size(args.launcher), is_main_process(args.launcher)
     cfg = load_config(args.config, args.cfg_options, args.amp)
@@ -110,8 +132,12 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     if main_process:
         write_json(args.work_dir / 'run.json', run)
 
-    runner = _ProvingRunner.from_cfg(cfg)
+    runner = FinetuneRunner.from_cfg(cfg)
     runner.backbone = backbone
+    if cfg.task == 'seg':
+        from transfer.seg_speed import batch_evaluation
+
+        batch_evaluation(getattr(runner.model, 'module', runner.model), runner._val_dataloader)
     hook = _ResultHook()
     runner.register_hook(hook)
     with _readable_image_errors():
@@ -149,12 +175,6 @@ def _readable_image_errors() -> Iterator[None]:
         raise InputError(f'cannot read image {image[1]}; unpack it again from its archive') from error
 
 
-def check_amp(amp: bool) -> None:
-    """Raise InputError where mixed precision is asked for and there is no GPU."""
-    if amp and not torch.cuda.is_available():
-        raise InputError('--amp needs a GPU, and PyTorch sees none here; run without --amp')
-
-
 def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
     """Fit a config to this run: work dir, seed, processes, exact metrics."""
     cfg.work_dir = str(args.work_dir)
@@ -169,7 +189,7 @@ def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
     split_total_batch(cfg, processes)
     init_distributed(args.launcher, cfg)
     if not torch.cuda.is_available():
-        _plain_bn(cfg.model)
+        plain_bn(cfg.model)
     from transfer.metrics import use_exact_metrics
 
     cfg.val_evaluator = use_exact_metrics(cfg.val_evaluator)
@@ -185,7 +205,7 @@ def _latest_checkpoint(work_dir: Path) -> Path | None:
     return path
 
 
-def _plain_bn(part: Any) -> None:
+def plain_bn(part: Any) -> None:
     """Make every SyncBN of a model's config a BN, in place: on a CPU there is no other."""
     if isinstance(part, dict):
         if part.get('type') == 'SyncBN':
@@ -193,7 +213,7 @@ def _plain_bn(part: Any) -> None:
         part = list(part.values())
     if isinstance(part, list | tuple):
         for value in part:
-            _plain_bn(value)
+            plain_bn(value)
 
 
 def _cost(processes: int) -> dict[str, Any]:

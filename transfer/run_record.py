@@ -49,7 +49,9 @@ def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = F
     if amp and 'optim_wrapper' not in cfg:
         raise InputError(f'{path} trains no network: run without --amp')
     if amp:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+        for key in ('loss_scale', 'dtype', 'use_fp16'):
+            cfg.optim_wrapper.pop(key, None)
+        cfg.optim_wrapper.type = 'Bf16OptimWrapper'
     return cfg
 
 

@@ -19,6 +19,7 @@ from transfer.foreign_config import data_folder
 from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
 from transfer.slurm import slurm_parameters
 from transfer.sources import resolve
+from transfer.speed import check_amp
 from transfer.start import dry_lines, runs_at_a_time, start
 from transfer.table import collect, require_comparable
 
@@ -77,7 +78,7 @@ class Options:
         config: config for all runs; default: by task, depth and ``demo``.
         demo: the small configs.
         work_dir: gets ``<task>_<dataset>/<name>/seed<k>`` folders, and ``backbones``.
-        amp: mixed precision.
+        amp: train in bfloat16.
         cfg_options: passed on to each run.
         slurm: options for sbatch (:func:`transfer.slurm.slurm_parameters`); ``None``: run on this machine.
         dry_run: say what would be run, and run nothing.
@@ -249,7 +250,7 @@ def run_transfer(
     found = find_task(task, dataset)
     if options.slurm is None:
         check_gpus(options.gpus, runs_at_a_time(options))
-        finetune.check_amp(options.amp)
+        check_amp(options.amp)
     else:
         slurm_parameters(options.slurm, options.gpus)
     if options.demo and options.data_root is None:

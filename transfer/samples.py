@@ -17,6 +17,7 @@ from sd_pretrain.cli import InputError
 from transfer.draw import Detection, classes_in, draw_boxes, draw_mask
 from transfer.foreign_config import data_folder
 from transfer.image_scores import MIN_SCORE, NAMES, ImageDifference
+from transfer.speed import prepare_model
 from transfer.voc import CLASSES, read_annotation, read_list
 
 MAX_BOXES = 8
@@ -135,7 +136,7 @@ def _detect(cfg: Config, checkpoint: Path, paths: Sequence[Path]) -> list[list[D
     _prepare()
     from mmdet.apis import inference_detector, init_detector
 
-    model = init_detector(cfg, str(checkpoint), device=_device())
+    model = prepare_model(init_detector(cfg, str(checkpoint), device=_device()))
     found = []
     for result in inference_detector(model, [str(path) for path in paths]):
         predicted = result.pred_instances.cpu()

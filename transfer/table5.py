@@ -21,8 +21,9 @@ from sd_pretrain.cli import InputError, split_total_batch
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.work_dir import claim, write_json
-from transfer import finetune, runner
+from transfer import runner
 from transfer.run_record import load_config
+from transfer.speed import check_amp, has_bf16
 from transfer.transfer_report import configs_of, confusions, costs, draw_samples, quiet, recall_curves
 
 TASKS = (('det', 'voc07'), ('seg', 'voc12'))
@@ -42,7 +43,7 @@ class Table5:
         seeds: seeds of the fine-tunings.
         parallel: runs side by side.
         scratch: add a row of fine-tunings from random weights.
-        amp: mixed precision.
+        amp: train in bfloat16; the demo's fine-tunings do so anyway on a CPU that computes in it.
     """
 
     work_dir: Path = Path('work_dirs/table5')
@@ -117,7 +118,7 @@ def run_table5(what: Table5) -> Path:
         RunFailedError: a stage failed; carries the end of its log.
     """
     check_gpus(what.gpus, what.parallel)
-    finetune.check_amp(what.amp)
+    check_amp(what.amp)
     for pair in TASKS:
         split_total_batch(load_config(what.transfer_config(pair)), what.gpus)
     stages = _Stages(what.work_dir / 'stages.json')
@@ -133,7 +134,7 @@ def run_table5(what: Table5) -> Path:
         data_root=str(data_root),
         demo=what.demo,
         work_dir=what.work_dir / 'transfer',
-        amp=what.amp,
+        amp=what.amp or (what.demo and not torch.cuda.is_available() and has_bf16()),
     )
     with stages('convert'):
         backbones = {

@@ -3,5 +3,5 @@ _base_ = ['./transfer_runtime.py']
 default_scope = 'mmseg'
 default_hooks = dict(visualization=dict(type='SegVisualizationHook'))
 visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
-# Images have different sizes and the test is on whole images: cuDNN would search anew for most of them.
-env_cfg = dict(cudnn_benchmark=False)
+# Training crops have one size, and so have the test images as they are padded: cuDNN searches once for each.
+env_cfg = dict(cudnn_benchmark=True)

@@ -8,10 +8,11 @@ from transfer import mmcv_ops
 
 mmcv_ops.install()
 
-from mmdet.registry import METRICS  # noqa: E402
+from mmdet.evaluation.metrics import VOCMetric  # noqa: E402
 from mmseg.evaluation.metrics import IoUMetric  # noqa: E402
 
 from transfer import voc_map  # noqa: E402
+from transfer.logs import _evaluators  # noqa: E402
 from transfer.metrics import ExactIoUMetric, ExactVOCMetric, use_exact_metrics  # noqa: E402
 
 CLASSES = ('cat', 'dog', 'cow')
@@ -111,6 +112,7 @@ def test_two_voc_metrics_become_one_with_the_values_of_both():
         for prefix, mode in (('11point', '11points'), ('area', 'area'))
     ]
     (config,) = use_exact_metrics(stock)
+    assert _evaluators([config]) == _evaluators(stock), 'compared runs count as tested alike'
     samples = [
         {
             'gt_instances': {part: torch.tensor(annotation[part]) for part in ('labels', 'bboxes')},
@@ -126,10 +128,10 @@ def test_two_voc_metrics_become_one_with_the_values_of_both():
         for annotation, found in random_results(seed=5)
     ]
     found = []
-    for configs in ([config], stock):
+    for kind, configs in ((ExactVOCMetric, [config]), (VOCMetric, stock)):
         metrics = {}
         for one in configs:
-            metric = METRICS.build(one)
+            metric = kind(**{key: value for key, value in one.items() if key != 'type'})
             metric.dataset_meta = {'classes': CLASSES}
             metric.process({}, samples)
             metrics |= metric.evaluate(len(samples))

@@ -1,0 +1,131 @@
+"""Fast fine-tuning computes what the slow one does: bfloat16, batches of test images, images kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from sd_pretrain.cli import InputError
+from transfer import finetune, mmcv_ops, speed
+from transfer.run_record import load_config
+
+mmcv_ops.install()
+
+from transfer.seg_speed import PaddedSegDataPreProcessor  # noqa: E402
+
+REPO = Path(__file__).resolve().parents[2]
+DET = str(REPO / 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py')
+SEG = str(REPO / 'configs/demo/deeplabv3_r18-d16_demo-voc12.py')
+SHORT = ['total_batch_size=2', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
+
+
+@pytest.fixture(scope='module')
+def data_root(tmp_path_factory, write_tiny_voc):
+    return write_tiny_voc(tmp_path_factory.mktemp('voc') / 'data')
+
+
+@pytest.mark.parametrize(
+    ('capabilities', 'wanted'),
+    [
+        ({'amx_bf16': True}, True),
+        ({'avx512_bf16': True, 'avx2': True}, True),
+        ({'avx2': True}, False),
+        ({}, False),
+    ],
+)
+def test_bfloat16_is_what_the_cpu_has_instructions_for(capabilities, wanted):
+    assert speed.has_bf16(capabilities) is wanted
+
+
+def test_amp_without_such_instructions_is_warned_about_and_a_gpu_without_bfloat16_is_refused(monkeypatch):
+    monkeypatch.setattr(speed, 'has_bf16', lambda: False)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    with pytest.warns(UserWarning, match='no bfloat16 instructions'):
+        speed.check_amp(True)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda **_: False)
+    monkeypatch.setattr('torch.cuda.get_device_name', lambda: 'an old card')
+    with pytest.raises(InputError, match='an old card lacks; run without --amp'):
+        speed.check_amp(True)
+    speed.check_amp(False)
+
+
+def test_amp_replaces_a_loss_scaling_wrapper():
+    options = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': 'dynamic'}
+    cfg = load_config(DET, options, amp=True)
+    assert cfg.optim_wrapper.type == 'Bf16OptimWrapper' and 'loss_scale' not in cfg.optim_wrapper
+
+
+@pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
+def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(config, data_root, tmp_path, monkeypatch):
+    """The convolutions before a head's last layer run in bfloat16; its losses see float32."""
+    seen, losses = {}, set()
+    prepare = speed.prepare_model
+
+    def note(module, _, out):
+        seen[module.training] = out.dtype
+
+    def note_loss(module, inputs):
+        losses.add(inputs[0].dtype)
+
+    def watched(model):
+        prepared = prepare(model)
+        prepared.backbone.layer3.register_forward_hook(note)
+        for name, module in prepared.named_modules():
+            if name.rsplit('.', 1)[-1].startswith('loss_'):
+                module.register_forward_pre_hook(note_loss)
+        return prepared
+
+    monkeypatch.setattr(finetune, 'prepare_model', watched)
+    args = finetune.parse_args(
+        [
+            *[config, '--backbone', 'none', '--work-dir', str(tmp_path / 'work'), '--amp'],
+            *['--data-root', str(data_root), '--cfg-options', *SHORT],
+        ]
+    )
+    result = finetune.finetune(args)
+    assert seen == {True: torch.bfloat16, False: torch.float32}, 'the test is in float32'
+    assert losses == {torch.float32}
+    assert all(0 <= value <= 1 for value in result['metrics'].values())
+
+
+def test_test_images_of_different_sizes_in_one_batch_are_prepared_as_one_by_one():
+    from mmseg.models import SegDataPreProcessor
+    from mmseg.structures import SegDataSample
+
+    settings = Config.fromfile(SEG).model.data_preprocessor
+    settings.pop('type')
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+        for size in ((97, 113), (90, 112), (60, 101))
+    ]
+    samples = [SegDataSample() for _ in images]
+    together = PaddedSegDataPreProcessor(**settings)({'inputs': images, 'data_samples': samples})
+    for index, image in enumerate(images):
+        alone = SegDataPreProcessor(**settings)({'inputs': [image], 'data_samples': [SegDataSample()]})
+        assert torch.equal(together['inputs'][index], alone['inputs'][0])
+        assert together['data_samples'][index].metainfo == alone['data_samples'][0].metainfo
+    with pytest.raises(InputError, match=r'test_cfg\.size=.*set it to at least \(97, 200\)'):
+        PaddedSegDataPreProcessor(**settings)(
+            {'inputs': [images[0], torch.zeros(3, 20, 200)], 'data_samples': samples[:2]}
+        )
+
+
+@pytest.mark.parametrize('keep', [True, False])
+def test_fine_tuning_decodes_each_image_once_unless_told_otherwise(keep, data_root, tmp_path, monkeypatch):
+    import mmcv
+
+    reads = []
+    real = mmcv.imfrombytes
+    monkeypatch.setattr(mmcv, 'imfrombytes', lambda *args, **kwargs: reads.append(1) or real(*args, **kwargs))
+    args = finetune.parse_args(
+        [
+            *[SEG, '--backbone', 'none', '--work-dir', str(tmp_path / 'work'), '--data-root', str(data_root)],
+            *['--cfg-options', *SHORT, 'train_cfg.max_epochs=2', f'cache_images={keep}'],
+        ]
+    )
+    finetune.finetune(args)
+    # Four images to train on and two to test on, each with its mask, two epochs.
+    assert len(reads) == 12 * (1 if keep else 2)

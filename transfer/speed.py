@@ -1,0 +1,72 @@
+"""What makes the training of mmdet's and mmseg's stock models fast, and does not change what is computed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sd_pretrain.cli import InputError
+from transfer.small_maps import use_small_maps
+
+_HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
+
+
+def has_bf16(capabilities: Mapping[str, Any] | None = None) -> bool:
+    """Whether this machine's CPU computes in bfloat16, instead of imitating it.
+
+    Args:
+        capabilities: flags of the CPU; default: those of this one.
+    """
+    if capabilities is None:
+        # Older PyTorch cannot tell; then it is float32.
+        capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+    return any(capabilities.get(name) for name in ('amx_bf16', 'avx512_bf16', 'bf16'))
+
+
+def check_amp(amp: bool) -> None:
+    """Check that this machine can train in bfloat16; warn where that is no gain.
+
+    Raises:
+        InputError: its GPU has none.
+    """
+    if not amp:
+        return
+    if torch.cuda.is_available():
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise InputError(
+                f'--amp is bfloat16, which {torch.cuda.get_device_name()} lacks; run without --amp, or with '
+                '--cfg-options optim_wrapper.type=AmpOptimWrapper (float16) instead'
+            )
+    elif not has_bf16():
+        warnings.warn(
+            'this CPU has no bfloat16 instructions: --amp works, but slower than without', stacklevel=2
+        )
+
+
+def prepare_model(model: nn.Module) -> nn.Module:
+    """Make a built detector or segmentor ready for a GPU or CPU, before DDP wraps it; keys stay.
+
+    Losses, box coding and NMS get float32 from the heads, whatever autocast does: bfloat16 has 8 bits, too
+    few for coordinates and for means over many pixels.
+    """
+    for name, module in model.named_modules():
+        if name.rsplit('.', 1)[-1] in _HEADS and not isinstance(module, nn.ModuleList):
+            # mmseg's heads are not called but by their forward method; their last layer is.
+            last = getattr(module, 'conv_seg', module)
+            last.register_forward_hook(_to_float32)
+    if torch.cuda.is_available():
+        return model.to(memory_format=torch.channels_last)
+    use_small_maps(model)
+    return model
+
+
+def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+    if isinstance(output, list | tuple):
+        return type(output)(_to_float32(module, inputs, one) for one in output)
+    return output
