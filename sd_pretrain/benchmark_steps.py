@@ -154,7 +154,7 @@ def torchvisions(setting: Setting, batches: Batches) -> Step:
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        best = output.topk(5, 1).indices == labels[:, None]
+        best = output.topk(min(5, setting.classes), 1).indices == labels[:, None]
         return loss.item(), best[:, :1].sum().item(), best.sum().item()
 
     return step

@@ -3,6 +3,7 @@ import math
 import torch
 
 from sd_pretrain.augment import draw, jitter, rotate
+from sd_pretrain.classifier import TimmClassifier
 from sd_pretrain.preprocessor import ImageBatchPreprocessor
 
 CPU = torch.device('cpu')
@@ -91,3 +92,21 @@ def test_rotation_is_as_precise_under_autocast():
     plain = rotate(images, angles(2, 10))
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(rotate(images, angles(2, 10)), plain)
+
+
+def test_compiled_augmentation_and_network_compute_the_same_under_the_same_names():
+    batch = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    found = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model = TimmClassifier(
+            'test_resnet', 4, compile=compile, data_preprocessor=dict(mirror=0.5, rotation=10, jitter=0.4)
+        )
+        model.data_preprocessor.set_seed(1)
+        data = model.data_preprocessor({'inputs': batch, 'labels': torch.arange(4)}, training=True)
+        loss = sum(model(**data, mode='loss').values())
+        loss.backward()
+        found.append((data['inputs'], loss.detach(), model.network.fc.weight.grad, list(model.state_dict())))
+    plain, compiled = found
+    torch.testing.assert_close(plain[:3], compiled[:3], rtol=1e-3, atol=1e-3)
+    assert plain[3] == compiled[3]

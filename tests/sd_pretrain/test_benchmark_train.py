@@ -1,0 +1,76 @@
+import argparse
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sd_pretrain.benchmark_steps import Setting, mmengines, ours, timms, torchvisions
+from sd_pretrain.benchmark_train import add_arguments, measure
+from sd_pretrain.ceilings import step_bytes, step_flops
+from sd_pretrain.cli import InputError
+
+
+def arguments(*given):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    parser.add_argument('--rounds', type=int, default=2)
+    parser.set_defaults(device='cpu', quick=True, data_root=None)
+    return parser.parse_args(given)
+
+
+def test_the_table_has_every_case_and_its_ratios():
+    (section,) = measure(arguments('--size', '32', '--batch', '2', '--amp'))
+    assert [row[0] for row in section.rows] == [
+        'ours BL',
+        'ours SD',
+        'ours SD, teacher in float32',
+        'naive SD (eager, unfolded, autocast)',
+        'ours BL with rotation and jitter',
+        'timm',
+        'torchvision references',
+        'mmengine defaults',
+    ]
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in section.data['seconds'].values())
+    first, last = (section.data['overhead']['ours SD'][k] for k in (2, 4))
+    # K=4 is taught for three quarters of the run, K=2 for a half.
+    assert (last.median - 1) / (first.median - 1) == pytest.approx(1.5)
+    assert 'TFLOP/s' in section.notes[3]
+    assert 'bfloat16 autocast' in section.title
+
+
+@pytest.mark.parametrize(
+    'given, said',
+    [(('--arch', 'vgg16'), 'vgg16'), (('--size', '8'), 'at least 32'), (('--batch', '1'), '2, found')],
+)
+def test_what_cannot_be_measured_is_refused(given, said):
+    with pytest.raises(InputError, match=said):
+        list(measure(arguments(*given)))
+
+
+@pytest.mark.parametrize('step', [ours, timms, torchvisions, mmengines])
+def test_every_step_trains(step):
+    """All start anew; what a step changes are weights: its loss falls on a batch seen again and again."""
+    torch.manual_seed(0)
+    batch = [(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 2, 3]))]
+    run = step(Setting('resnet18', torch.device('cpu'), classes=4), batch)
+    losses = []
+    original = F.cross_entropy
+
+    def noted(*args, **kwargs):
+        loss = original(*args, **kwargs)
+        losses.append(loss.item())
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, 'cross_entropy', noted)
+        for _ in range(12):
+            run()
+    assert len(losses) == 12
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_flops_and_bytes_are_counted():
+    left, right = torch.randn(8, 16), torch.randn(16, 4)
+    assert step_flops(lambda: left @ right) == 2 * 8 * 16 * 4
+    assert step_bytes(lambda: left @ right) == 4 * (8 * 16 + 16 * 4 + 8 * 4)
+    assert step_bytes(lambda: left.t()) == 0
