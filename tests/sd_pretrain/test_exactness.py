@@ -140,7 +140,7 @@ def test_an_unpinned_seed_is_taken_over(trained):
     assert_same_run(unbroken, trained('bl', '--resume', unbroken / 'epoch_3.pth', *options), stop=3)
 
 
-@pytest.mark.parametrize('epoch, same', [(0, True), (1, False)])
+@pytest.mark.parametrize('epoch, same', [(0, True), (2, False)])
 def test_each_epoch_crops_anew(image_folder, epoch, same):
     dataset = ImageNetFolder(str(image_folder / 'ILSVRC2012'), size=32)
     state = torch.get_rng_state()
