@@ -7,7 +7,6 @@ little work each, and what is compared is the ratio within each round: its media
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from sd_pretrain.launch import cpu_share
 
 
 class Spread(NamedTuple):
@@ -116,10 +117,9 @@ def machine(device: str | torch.device = 'cpu') -> dict[str, Any]:
             line.split(':', 1)[1].strip() for line in info.read_text().splitlines() if 'model name' in line
         ]
         processor = names[0] if names else processor
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     found = {
         'processor': processor,
-        'cores': cores,
+        'cores': cpu_share(1),
         'threads': torch.get_num_threads(),
         'python': platform.python_version(),
         'torch': torch.__version__,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,9 +126,10 @@ def _cores(rates: Mapping[str, float], gpu_rates: Sequence[tuple[str, float]]) -
 def _workers(root: Path, about: str, rounds: int, images_each: int) -> Section:
     """Images per second of the loader by its number of workers, which are started before."""
     from sd_pretrain.imagenet import ImageNetFolder
+    from sd_pretrain.launch import cpu_share
 
     dataset = ImageNetFolder(str(root), size=SIZE)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = cpu_share(1)
     counts = [0, *(1 << power for power in range(cores.bit_length()) if 1 << power < cores), cores]
     images = {count: images_each * max(count, 1) for count in counts}
     threads = torch.get_num_threads()
@@ -147,7 +147,7 @@ def _workers(root: Path, about: str, rounds: int, images_each: int) -> Section:
         'The loader by its workers',
         ('workers', 'images/s', 'x no workers'),
         [(str(count), spread(rates[count]).show(0), times[count].show()) for count in counts],
-        (f'Batches of 32 of the images of {root.name if root.exists() else root}: {about}; {cores} cores.',),
+        (f'Batches of 32: {about}; {cores} cores.',),
         {
             'seconds': seconds,
             'images': {str(count): value for count, value in images.items()},
@@ -185,7 +185,10 @@ def _memory(root: Path, about: str, images: int) -> Section:
             (f'{seen:,}', *('-' if value is None else f'{value / 1e6:.0f}' for value in values))
             for seen, *values in (readings[0], *(readings[mark] for mark in marks))
         ],
-        (f'An epoch of {images:,} images, drawn with replacement: {about}.',),
+        (
+            f'An epoch of {images:,} images, drawn with replacement: {about}. A worker is forked: what this '
+            'process holds counts, too.',
+        ),
         {
             'images': [seen for seen, _, _ in readings],
             'rss_bytes': [rss for _, rss, _ in readings],

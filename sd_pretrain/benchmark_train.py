@@ -83,8 +83,6 @@ def _real(root: Path, batch: int, size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
-    import torch
-
     from sd_pretrain.benchmark_steps import mmengines, ours, timms, torchvisions
 
     gpu = setting.device.type == 'cuda'
@@ -130,7 +128,6 @@ def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
             'overhead': overheads,
             'peak_memory_bytes': memory,
             'limits': limits,
-            'torch': torch.__version__,
         },
     )
 

@@ -133,7 +133,7 @@ class TimmClassifier(BaseModel):
                 ``logits`` and ``label``, ``'tensor'`` the logits ``(N, C)``.
         """
         taught = mode == 'loss' and self.teacher is not None
-        teacher_logits = self.teacher.start(inputs) if taught else None
+        wait_for_teacher = self.teacher.start(inputs) if taught else None
         logits = self.network(inputs)
         if mode == 'tensor':
             return logits
@@ -143,7 +143,8 @@ class TimmClassifier(BaseModel):
             return [{'logits': row, 'label': mark} for row, mark in zip(rows, marks, strict=True)]
         if mode == 'loss':
             self._count_hits(logits, labels)
-            losses = sd_loss(logits, teacher_logits and teacher_logits(), labels, **self._loss_args)
+            teacher_logits = wait_for_teacher() if taught else None
+            losses = sd_loss(logits, teacher_logits, labels, **self._loss_args)
             if self.tolerance is not None:
                 difference = top_score_difference(logits, self.tolerance['classes'])
                 losses['loss_tolerance'] = self.tolerance['weight'] * difference

@@ -11,12 +11,13 @@ import copy
 import functools
 import operator
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
+
+from sd_pretrain.bfloat16 import cpu_has_bf16
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
@@ -190,17 +191,6 @@ def _onednn(dtype: torch.dtype) -> bool:
     """Whether PyTorch's oneDNN has convolutions with pointwise operations for this type on this CPU."""
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_convolution_pointwise')
     return there and (dtype != torch.bfloat16 or cpu_has_bf16())
-
-
-@functools.cache
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices by instructions of its own (AVX512-BF16 or AMX)."""
-    there: list[Callable[[], bool]] = [
-        getattr(torch.cpu, name)
-        for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
-        if hasattr(torch.cpu, name)
-    ]
-    return torch.backends.mkldnn.is_available() and any(supported() for supported in there)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from sd_pretrain.cli import InputError
+from sd_pretrain.bfloat16 import require_gpu_bf16
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -27,12 +27,8 @@ class Bf16OptimWrapper(OptimWrapper):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        on_gpu = self.param_groups[0]['params'][0].is_cuda
-        if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise InputError(
-                f'--amp is bfloat16, which {torch.cuda.get_device_name()} lacks; instead of --amp give '
-                '--cfg-options optim_wrapper.type=AmpOptimWrapper (float16)'
-            )
+        if self.param_groups[0]['params'][0].is_cuda:
+            require_gpu_bf16()
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:

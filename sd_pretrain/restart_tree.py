@@ -18,6 +18,7 @@ import simplejpeg
 
 from sd_pretrain.cli import InputError, RunFailedError
 from sd_pretrain.ilsvrc_layouts import EXTENSIONS
+from sd_pretrain.launch import cpu_share
 from sd_pretrain.restart_markers import add_restart_markers, compile_coder
 
 REWRITTEN = 'rewritten with restart markers'
@@ -68,7 +69,7 @@ def rewrite_tree(
     started = last = time.monotonic()
     # Ctrl-C is this process's to handle.
     pool = ProcessPoolExecutor(
-        workers or _cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        workers or cpu_share(1), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
     )
     try:
         for count, (what, before, after) in enumerate(pool.map(work, names, chunksize=_FILES_AT_A_TIME), 1):
@@ -98,10 +99,6 @@ def summary(totals: Totals) -> str:
             sizes += f' -> {after / 1e6:,.1f} MB ({after / before - 1:+.1%})'
         lines.append(f'{files:,} {what}: {sizes}')
     return '\n'.join(lines)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _find_files(source: Path, target: Path) -> list[str]:

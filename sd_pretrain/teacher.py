@@ -11,9 +11,10 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from sd_pretrain.bfloat16 import cpu_has_bf16, gpu_has_bf16
 from sd_pretrain.cli import InputError
 from sd_pretrain.cuda_graph import CudaGraph
-from sd_pretrain.fused_network import cpu_has_bf16, fused_network
+from sd_pretrain.fused_network import fused_network
 
 PRECISIONS = ('auto', 'float32', 'bfloat16')
 
@@ -152,8 +153,5 @@ def check_teacher_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision != 'auto':
         return getattr(torch, precision)
-    if device.type == 'cuda':
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = device.type == 'cpu' and cpu_has_bf16()
+    native = gpu_has_bf16() if device.type == 'cuda' else cpu_has_bf16()
     return torch.bfloat16 if native else torch.float32

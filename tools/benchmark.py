@@ -1,4 +1,4 @@
-"""Measure speeds as ratios: ``python tools/benchmark.py {train,loop,data,eval,all} [--quick]``."""
+"""Measure speeds as ratios: ``python tools/benchmark.py {data,loop,train,eval,all} [--quick]``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from sd_pretrain.benchmark import describe_machine, machine, write_section
 from sd_pretrain.cli import InputError, run_main
 
 PARTS = {
-    'train': ('sd_pretrain.benchmark_train', 'a training step: BL, SD, and the steps of other projects'),
-    'loop': ('sd_pretrain.benchmark_loop', 'what hooks and logging add to an iteration'),
+    # First: the memory of loader workers is measured, and they inherit what this process holds.
     'data': ('sd_pretrain.benchmark_data', 'reading, decoding and cropping training images'),
+    'loop': ('sd_pretrain.benchmark_loop', 'what hooks and logging add to an iteration'),
+    'train': ('sd_pretrain.benchmark_train', 'a training step: BL, SD, and the steps of other projects'),
     'eval': ('transfer.benchmark_eval', 'VOC metrics, and fine-tuning steps against stock mmdet and mmseg'),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sd_pretrain.cli import run_main
+from sd_pretrain.cli import InputError, run_main
 from sd_pretrain.restart_tree import rewrite_tree, summary
 
 
@@ -17,9 +17,11 @@ def main() -> None:
     parser.add_argument('source', metavar='SRC', help='such as data/ILSVRC2012, with train/ and val/')
     parser.add_argument('target', metavar='DST', help='folder to write to')
     parser.add_argument('--restart-markers', action='store_true', required=True, help='what is to be done')
-    parser.add_argument('--workers', type=_positive, help='processes; default: one for each core')
+    parser.add_argument('--workers', type=int, help='processes; default: one for each core')
     parser.add_argument('--no-verify', action='store_true', help='do not compare the pixels of each image')
     args = parser.parse_args()
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f'--workers must be at least 1, found {args.workers}')
     totals = rewrite_tree(
         args.source,
         args.target,
@@ -28,13 +30,6 @@ def main() -> None:
         report=lambda line: print(line, flush=True),
     )
     print(summary(totals))
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 if __name__ == '__main__':

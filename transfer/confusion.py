@@ -60,6 +60,8 @@ def box_confusion(results: Iterable[tuple[dict[str, Any], Sequence[np.ndarray]]]
         ``(classes + 1, classes + 1)`` integers, truth in rows, prediction in columns; the last row is for
         boxes where there is nothing, the last column for true boxes that were not found.
     """
+    from torchvision.ops import box_iou
+
     counts = np.zeros((classes + 1, classes + 1), np.int64)
     for annotation, found in results:
         boxes = np.concatenate([*found, np.zeros((0, 5), np.float32)])
@@ -68,7 +70,7 @@ def box_confusion(results: Iterable[tuple[dict[str, Any], Sequence[np.ndarray]]]
         order = good[np.argsort(-boxes[good, 4], kind='stable')]
         ignored = np.reshape(annotation['bboxes_ignore'], (-1, 4))
         truth = np.concatenate([np.reshape(annotation['bboxes'], (-1, 4)), ignored])
-        overlap = _overlaps(boxes[order, :4], truth)
+        overlap = box_iou(*(torch.as_tensor(np.float32(one)) for one in (boxes[order, :4], truth))).numpy()
         free = np.ones(len(truth), bool)
         real = len(truth) - len(ignored)
         for row, label in zip(overlap, labels[order], strict=True):
@@ -81,17 +83,6 @@ def box_confusion(results: Iterable[tuple[dict[str, Any], Sequence[np.ndarray]]]
         for label in annotation['labels'][free[:real]]:
             counts[label, classes] += 1
     return counts
-
-
-def _overlaps(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of each box ``(N, 4)`` with each other ``(M, 4)``: ``(N, M)`` in float32."""
-    some, others = np.float32(some)[:, None], np.float32(others)[None]
-    shared = np.minimum(some[..., 2:], others[..., 2:]) - np.maximum(some[..., :2], others[..., :2])
-    shared = np.maximum(shared, 0)
-    overlap = shared[..., 0] * shared[..., 1]
-    one, other = ((part[..., 2] - part[..., 0]) * (part[..., 3] - part[..., 1]) for part in (some, others))
-    with np.errstate(invalid='ignore'):  # boxes without area
-        return overlap / (one + other - overlap)
 
 
 def save_confusion(work_dir: str | Path, counts: np.ndarray, names: Sequence[str]) -> None:

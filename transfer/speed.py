@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sd_pretrain.cli import InputError
+from sd_pretrain.bfloat16 import cpu_has_bf16, require_gpu_bf16
 from transfer.small_maps import use_small_maps
 
 _HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
-
-
-def has_bf16(capabilities: Mapping[str, Any] | None = None) -> bool:
-    """Whether this machine's CPU computes in bfloat16, instead of imitating it.
-
-    Args:
-        capabilities: flags of the CPU; default: those of this one.
-    """
-    if capabilities is None:
-        # Older PyTorch cannot tell; then it is float32.
-        capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
-    return any(capabilities.get(name) for name in ('amx_bf16', 'avx512_bf16', 'bf16'))
 
 
 def check_amp(amp: bool) -> None:
@@ -36,12 +23,8 @@ def check_amp(amp: bool) -> None:
     if not amp:
         return
     if torch.cuda.is_available():
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise InputError(
-                f'--amp is bfloat16, which {torch.cuda.get_device_name()} lacks; run without --amp, or with '
-                '--cfg-options optim_wrapper.type=AmpOptimWrapper (float16) instead'
-            )
-    elif not has_bf16():
+        require_gpu_bf16()
+    elif not cpu_has_bf16():
         warnings.warn(
             'this CPU has no bfloat16 instructions: --amp works, but slower than without', stacklevel=2
         )

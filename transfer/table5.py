@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 
+from sd_pretrain.bfloat16 import cpu_has_bf16
 from sd_pretrain.cli import InputError, split_total_batch
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.work_dir import claim, write_json
 from transfer import runner
 from transfer.run_record import load_config
-from transfer.speed import check_amp, has_bf16
+from transfer.speed import check_amp
 from transfer.transfer_report import configs_of, confusions, costs, draw_samples, quiet, recall_curves
 
 TASKS = (('det', 'voc07'), ('seg', 'voc12'))
@@ -134,7 +135,7 @@ def run_table5(what: Table5) -> Path:
         data_root=str(data_root),
         demo=what.demo,
         work_dir=what.work_dir / 'transfer',
-        amp=what.amp or (what.demo and not torch.cuda.is_available() and has_bf16()),
+        amp=what.amp or (what.demo and not torch.cuda.is_available() and cpu_has_bf16()),
     )
     with stages('convert'):
         backbones = {

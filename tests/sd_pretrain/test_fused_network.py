@@ -5,7 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import sd_pretrain.networks  # noqa: F401 - timm knows them from here on
-from sd_pretrain.fused_network import FusedConv2d, cpu_has_bf16, fused_network
+from sd_pretrain.bfloat16 import cpu_has_bf16
+from sd_pretrain.fused_network import FusedConv2d, fused_network
 
 NETWORKS = [
     ('resnet18', 64),

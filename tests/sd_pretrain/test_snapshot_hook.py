@@ -129,6 +129,17 @@ def test_resume_brings_the_same_teacher_back(hook, runner):
     assert again[TEACHER_KEY]['iteration'] == 10
 
 
+@pytest.mark.parametrize('iteration', [10, 11], ids=['at the boundary', 'after it'])
+def test_options_reach_the_teacher_also_on_resume(runner, iteration):
+    runner.iter = iteration
+    options = {'precision': 'float32', 'cuda_graph': False}
+    hook = SnapshotDistillationHook(ends=[2, 3, 4], teacher_options=options)
+    saved = {'iteration': 10, 'state_dict': FrozenTeacher(runner.model.network).state_dict()}
+    hook.after_load_checkpoint(runner, {TEACHER_KEY: saved})
+    hook.before_train(runner)
+    assert (runner.model.teacher.precision, runner.model.teacher.cuda_graph) == ('float32', False)
+
+
 @pytest.mark.parametrize(
     'iteration, saved, message', [(11, None, 'has none'), (16, 10, 'has that of iteration 10')]
 )

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sd_pretrain.bfloat16 import cpu_has_bf16
 from sd_pretrain.classifier import TimmClassifier
 from sd_pretrain.cli import InputError
-from sd_pretrain.fused_network import cpu_has_bf16
 from sd_pretrain.imagenet import ImageNetFolder
 from sd_pretrain.losses import sd_loss
 from sd_pretrain.snapshot_hook import SnapshotDistillationHook

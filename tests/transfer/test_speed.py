@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from sd_pretrain.bfloat16 import cpu_has_bf16
 from sd_pretrain.cli import InputError
 from transfer import finetune, mmcv_ops, speed
 from transfer.run_record import load_config
@@ -35,11 +36,11 @@ def data_root(tmp_path_factory, write_tiny_voc):
     ],
 )
 def test_bfloat16_is_what_the_cpu_has_instructions_for(capabilities, wanted):
-    assert speed.has_bf16(capabilities) is wanted
+    assert cpu_has_bf16(capabilities) is wanted
 
 
 def test_amp_without_such_instructions_is_warned_about_and_a_gpu_without_bfloat16_is_refused(monkeypatch):
-    monkeypatch.setattr(speed, 'has_bf16', lambda: False)
+    monkeypatch.setattr(speed, 'cpu_has_bf16', lambda: False)
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     with pytest.warns(UserWarning, match='no bfloat16 instructions'):
         speed.check_amp(True)
