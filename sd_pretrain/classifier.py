@@ -49,6 +49,18 @@ def check_tolerance(tolerance: dict | None, num_classes: int) -> dict | None:
     return found
 
 
+def _compile_for_these_threads() -> None:
+    """Keep compiled CPU code of another number of threads out of this process.
+
+    Inductor writes the number of threads into the code that it generates, but leaves it out of what it looks
+    up in its cache on disk: a process of one thread beside another would run code of two that its like had
+    left there, and all would wait for all, several times as slow.
+    """
+    from torch._inductor import config
+
+    config.cpp.threads = torch.get_num_threads()
+
+
 @MODELS.register_module()
 class TimmClassifier(BaseModel):
     """A ``timm`` network with its loss: Eqn 1 alone, or Eqn 3 while a teacher is attached.
@@ -98,6 +110,7 @@ class TimmClassifier(BaseModel):
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         if compile:
+            _compile_for_these_threads()
             # Batches have one shape each in training and validation; a dynamic one would be slower for both.
             self.network.compile(dynamic=False)
         self.teacher: FrozenTeacher | None = None

@@ -114,9 +114,13 @@ class FusedConv2d(nn.Module):
         )
 
     def _cudnn(self, x: Tensor, other: Tensor | None) -> Tensor:
-        if other is None:
-            return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self._where())
-        return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, self.bias, *self._where())
+        try:
+            if other is None:
+                return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self._where())
+            return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, self.bias, *self._where())
+        except RuntimeError:  # not every cuDNN has it for every shape
+            self._run = self._plain
+            return self._plain(x, other)
 
 
 class _Float32Linear(nn.Module):

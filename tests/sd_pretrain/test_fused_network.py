@@ -125,6 +125,19 @@ def test_convolutions_are_onednns_where_the_cpu_has_them(dtype):
     assert conv._run == conv._onednn
 
 
+def test_a_shape_that_cudnn_does_not_fuse_is_computed_in_steps(monkeypatch):
+    monkeypatch.setattr('sd_pretrain.fused_network._onednn', lambda dtype: False)
+    plain = nn.Conv2d(3, 8, 3, padding=1)
+    conv = FusedConv2d(plain, relu=True)
+    conv._run = conv._cudnn  # it refuses tensors of the CPU
+    images, summand = torch.randn(2, 3, 9, 9), torch.randn(2, 8, 9, 9)
+    with torch.no_grad():
+        expected = (plain(images) + summand).relu()
+        torch.testing.assert_close(conv(images, summand.clone()), expected)
+        torch.testing.assert_close(conv(images), plain(images).relu())
+    assert conv._run == conv._plain
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-3), (torch.bfloat16, 0.04)])
 def test_cuda_computes_what_the_network_computes(dtype, tolerance):

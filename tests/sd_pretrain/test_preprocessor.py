@@ -1,6 +1,7 @@
 import math
 
 import torch
+from torch._dynamo.utils import counters
 
 from sd_pretrain.augment import draw, jitter, rotate
 from sd_pretrain.classifier import TimmClassifier
@@ -110,3 +111,21 @@ def test_compiled_augmentation_and_network_compute_the_same_under_the_same_names
     plain, compiled = found
     torch.testing.assert_close(plain[:3], compiled[:3], rtol=1e-3, atol=1e-3)
     assert plain[3] == compiled[3]
+
+
+def test_code_compiled_for_other_threads_is_not_taken_out_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
+    images, before, misses = torch.randn(4, 3, 32, 32), torch.get_num_threads(), []
+    try:
+        for threads in (2, 1, 1):
+            torch._dynamo.reset()
+            counters.clear()
+            torch.set_num_threads(threads)
+            # Compiled is what runs, which is the augmentation here.
+            model = TimmClassifier('test_resnet', 4, compile=True)
+            model.data_preprocessor({'inputs': images, 'labels': torch.arange(4)})
+            misses.append(counters['inductor']['fxgraph_cache_miss'])
+    finally:
+        torch._dynamo.reset()
+        torch.set_num_threads(before)
+    assert misses == [1, 1, 0]

@@ -1,0 +1,87 @@
+"""A training step on a CUDA device without one: PyTorch's fake tensors have device and shape, and no values.
+
+They refuse to be read by the host and to meet tensors of another device. That is what "no host
+synchronisation" means, and it can be seen on any machine. Their limits: no backward pass, no fused optimizer,
+no autocast.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from sd_pretrain import fused_network, teacher
+from sd_pretrain.classifier import TimmClassifier
+from sd_pretrain.teacher import FrozenTeacher
+
+# PyTorch's own deep copy asks for it.
+pytestmark = pytest.mark.filterwarnings('ignore:Accessing the data pointer of FakeTensor')
+CUDA = torch.device('cuda', 0)
+
+
+def convert(module, function, recurse=True):
+    """What ``nn.Module._apply`` does, by new parameters: those of fake tensors cannot be changed in place."""
+    for child in module.children():
+        convert(child, function)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            with torch.no_grad():
+                converted = function(parameter)
+            module._parameters[name] = nn.Parameter(converted, parameter.requires_grad)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = function(buffer)
+    return module
+
+
+@pytest.fixture
+def fake_tensors(monkeypatch):
+    """All tensors are fake ones, on any device."""
+    monkeypatch.setattr(nn.Module, '_apply', convert)
+    # A teacher is a deep copy: its tensors are of the same mode.
+    monkeypatch.setattr(FakeTensorMode, '__deepcopy__', lambda mode, _: mode, raising=False)
+    monkeypatch.setattr(teacher, 'gpu_has_bf16', lambda: True)
+    monkeypatch.setattr(fused_network, '_cudnn_fuses', lambda *_: False)
+    with FakeTensorMode():
+        yield
+
+
+def classifier(name):
+    model = TimmClassifier(
+        name,
+        num_classes=10,
+        channels_last=True,
+        data_preprocessor=dict(mirror=0.5, rotation=10, jitter=0.4),
+    )
+    model = convert(model, lambda tensor: tensor.to(CUDA)).train()
+    preprocessor = model.data_preprocessor
+    preprocessor._device = CUDA
+    preprocessor._random = lambda device: None  # a generator of a device needs the device
+    return model
+
+
+def losses(model):
+    batch = {'inputs': torch.zeros(4, 3, 64, 64, dtype=torch.uint8), 'labels': torch.arange(4)}
+    return model(**model.data_preprocessor(batch, training=True), mode='loss')
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'cifar_resnet20', 'cifar_densenet100'])
+def test_no_value_of_a_step_is_read_by_the_host_and_all_is_on_the_device(fake_tensors, name):
+    model = classifier(name)
+    assert {one.device for one in losses(model).values()} == {CUDA}
+    for precision in ('auto', 'float32'):
+        model.attach_teacher(FrozenTeacher(model.network, precision=precision, cuda_graph=False))
+        for _ in range(2):
+            found = losses(model)
+            assert set(found) == {'loss_ce', 'loss_kl'}
+            assert {one.device for one in found.values()} == {CUDA}
+        assert isinstance(model.teacher._forward, torch.fx.GraphModule)
+    assert model.train_hits.device == CUDA
+
+
+def test_reading_a_value_would_be_found_out(fake_tensors):
+    model = classifier('resnet18')
+    with pytest.raises(DataDependentOutputException):
+        losses(model)['loss_ce'].item()
+    with pytest.raises(RuntimeError, match='two different devices'):
+        model.train_hits + torch.zeros(4)
