@@ -41,6 +41,21 @@ class Options(DictAction):
             raise InputError(f'--cfg-options {given}: KEY=VALUE is needed, brackets closed') from None
 
 
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--gpus``, ``--amp``, ``--compile`` and ``--cfg-options`` of a tool that trains several networks."""
+    parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
+    parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
+    parser.add_argument('--compile', action='store_true', help='compile network and augmentation')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings for all runs'
+    )
+
+
+def training_options(args: argparse.Namespace) -> tuple[str, ...]:
+    """What these say to the configs of all runs, as ``KEY=VALUE``."""
+    return (*(['model.compile=True'] if args.compile else []), *args.cfg_options)
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a tool's ``main`` and exit; an :class:`InputError` prints one line and exits with 2, Ctrl-C 130.
 

@@ -52,6 +52,18 @@ def cpu_share(processes: int) -> int:
     return max(1, cpus // local)
 
 
+def runs_side_by_side(gpus: int, on_a_gpu: int = 1) -> int:
+    """How many runs a tool starts at a time where the user does not say.
+
+    Args:
+        gpus: processes of one run.
+        on_a_gpu: the number where there are GPUs; small networks gain from sharing one.
+    """
+    if torch.cuda.is_available():
+        return on_a_gpu
+    return min(2, max(1, (os.cpu_count() or 1) // max(gpus, 1)))
+
+
 def check_gpus(gpus: int, parallel: int = 1) -> None:
     """Check that this machine has the GPUs for ``parallel`` runs of ``gpus`` processes.
 

@@ -7,8 +7,6 @@ import importlib
 import time
 from pathlib import Path
 
-import torch
-
 from sd_pretrain.benchmark import describe_machine, machine, write_section
 from sd_pretrain.cli import InputError, run_main
 
@@ -49,6 +47,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print each table as it is there, and write Markdown and JSON."""
+    import torch
+
     args = parse_args(argv)
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if args.device == 'cuda' and not torch.cuda.is_available():

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-import torch
-
-from sd_pretrain.cli import parse_seeds, run_main
+from sd_pretrain.cli import add_training_arguments, parse_seeds, run_main, training_options
+from sd_pretrain.launch import runs_side_by_side
 from sd_pretrain.table2 import NETWORKS, Table2, run_table2
 
 
@@ -19,28 +17,23 @@ def main() -> None:
     parser.add_argument('--seeds', default='1', help='how many (the paper: 2), or which (0,1,7)')
     parser.add_argument('--quick', action='store_true', help='few images and epochs: minutes on a CPU')
     parser.add_argument('--data-root', type=Path, help="folder of cifar-100-python (default: 'data')")
-    parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
+    add_training_arguments(parser)
     parser.add_argument(
         '--parallel', type=int, help='runs side by side, also on one GPU; default: 4 on GPUs, else up to 2'
     )
-    parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/table2, with --quick table2_quick')
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings for all runs'
-    )
     args = parser.parse_args()
     net = args.net or ('resnet20' if args.quick else 'densenet100')
     default = 'table2_quick' if args.quick else 'table2' if net == 'densenet100' else f'table2_{net}'
-    cores = (os.cpu_count() or 1) // max(args.gpus, 1)
     what = Table2(
         work_dir=args.work_dir or Path('work_dirs') / default,
         net=net,
         seeds=parse_seeds(args.seeds),
         quick=args.quick,
-        options=tuple(args.cfg_options),
+        options=training_options(args),
         data_root=args.data_root,
         gpus=args.gpus,
-        parallel=args.parallel or (4 if torch.cuda.is_available() else min(2, max(1, cores))),
+        parallel=args.parallel or runs_side_by_side(args.gpus, on_a_gpu=4),
         amp=args.amp,
     )
     path = run_table2(what)

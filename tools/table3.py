@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-import torch
-
-from sd_pretrain.cli import parse_seeds, run_main
+from sd_pretrain.cli import add_training_arguments, parse_seeds, run_main, training_options
+from sd_pretrain.launch import runs_side_by_side
 from sd_pretrain.table3 import NETS, run_table3
 
 
@@ -19,12 +17,11 @@ def main() -> None:
         '--nets', help=f'of {",".join(NETS)}; default: all of them, with --quick resnet20', metavar='NET,...'
     )
     parser.add_argument('--seeds', default='1', help='how many (3), or which (0,1,7)')
-    parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
+    add_training_arguments(parser)
     parser.add_argument(
         '--parallel', type=int, help='runs side by side, also on one GPU; default: 4 on GPUs, else up to 2'
     )
     parser.add_argument('--quick', action='store_true', help='1,000 images, 8 epochs: minutes on a CPU')
-    parser.add_argument('--amp', action='store_true', help='train in bfloat16')
     parser.add_argument(
         '--data-root', type=Path, default=Path('data'), help='folder of cifar-100-python (%(default)s)'
     )
@@ -33,7 +30,6 @@ def main() -> None:
     )
     args = parser.parse_args()
     nets = args.nets if args.nets is not None else 'resnet20' if args.quick else ','.join(NETS)
-    cores = (os.cpu_count() or 1) // max(args.gpus, 1)
     paths = run_table3(
         args.work_dir or Path('work_dirs/table3_quick' if args.quick else 'work_dirs/table3'),
         args.data_root,
@@ -41,8 +37,9 @@ def main() -> None:
         seeds=parse_seeds(args.seeds),
         quick=args.quick,
         gpus=args.gpus,
-        parallel=args.parallel or (4 if torch.cuda.is_available() else min(2, max(1, cores))),
+        parallel=args.parallel or runs_side_by_side(args.gpus, on_a_gpu=4),
         amp=args.amp,
+        options=training_options(args),
     )
     print(f'\n{paths[1].read_text()}')
     print(*paths, sep='\n')

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
-from sd_pretrain.cli import InputError, parse_seeds, run_main
+from sd_pretrain.cli import (
+    InputError,
+    add_training_arguments,
+    parse_seeds,
+    run_main,
+    training_options,
+)
+from sd_pretrain.launch import runs_side_by_side
 from sd_pretrain.table4 import NETS, run_table4
 
 DEMO_DATA = Path('work_dirs/demo_data')
@@ -28,12 +32,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog='tools/table4.sh', description=__doc__)
     parser.add_argument('--nets', default=','.join(NETS), help='default: %(default)s', metavar='NET,...')
     parser.add_argument('--seeds', default='1', help='how many (3), or which (0,1,7)')
-    parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
+    add_training_arguments(parser)
     parser.add_argument('--parallel', type=int, help='runs side by side; default: 1 on GPUs, else up to 2')
     parser.add_argument(
         '--demo', action='store_true', help='300 images, 4 epochs: minutes on a CPU, nothing to be had first'
     )
-    parser.add_argument('--amp', action='store_true', help='train in bfloat16')
     parser.add_argument('--data-root', type=Path, help='folder of ILSVRC2012; default: data')
     parser.add_argument(
         '--work-dir', type=Path, help='default: work_dirs/table4, with --demo work_dirs/table4_demo'
@@ -43,7 +46,6 @@ def main() -> None:
         raise InputError(f'--demo has data of its own, {DEMO_DATA}; leave one of --demo and --data-root out')
     if args.demo:
         make_demo_data()
-    cores = 1 if torch.cuda.is_available() else (os.cpu_count() or 1) // max(args.gpus, 1)
     paths = run_table4(
         args.work_dir or Path('work_dirs/table4_demo' if args.demo else 'work_dirs/table4'),
         DEMO_DATA if args.demo else args.data_root or Path('data'),
@@ -51,8 +53,9 @@ def main() -> None:
         seeds=parse_seeds(args.seeds),
         demo=args.demo,
         gpus=args.gpus,
-        parallel=args.parallel or min(2, max(1, cores)),
+        parallel=args.parallel or runs_side_by_side(args.gpus),
         amp=args.amp,
+        options=training_options(args),
     )
     print(f'\n{paths[1].read_text()}')
     print(*paths, sep='\n')

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-import torch
-
 from sd_pretrain.cli import parse_seeds, run_main
+from sd_pretrain.launch import runs_side_by_side
 from transfer.evidence import verdict_lines
 from transfer.table import format_rows
 from transfer.table5 import Table5, run_table5
@@ -28,6 +26,7 @@ def main() -> None:
     parser.add_argument('--seeds', default='1', help='of the fine-tunings: how many (3), or which (0,1,7)')
     parser.add_argument('--scratch', action='store_true', help='add fine-tunings from random weights')
     parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
+    parser.add_argument('--compile', action='store_true', help='compile network and augmentation to pretrain')
     parser.add_argument('--parallel', type=int, help='runs side by side; default: 1 on GPUs, else up to 2')
     parser.add_argument(
         '--work-dir', type=Path, help='default: work_dirs/table5, on real data work_dirs/table5_<arch>'
@@ -36,7 +35,6 @@ def main() -> None:
         '--demo-data', type=Path, default=Path('work_dirs/demo_data'), help='made where missing'
     )
     args = parser.parse_args()
-    cores = 1 if torch.cuda.is_available() else (os.cpu_count() or 1) // max(args.gpus, 1)
     default = 'work_dirs/table5' + (f'_{args.arch}' if args.data_root else '')
     what = Table5(
         work_dir=args.work_dir or Path(default),
@@ -45,9 +43,10 @@ def main() -> None:
         arch=args.arch,
         gpus=args.gpus,
         seeds=parse_seeds(args.seeds),
-        parallel=args.parallel or min(2, max(1, cores)),
+        parallel=args.parallel or runs_side_by_side(args.gpus),
         scratch=args.scratch,
         amp=args.amp,
+        compile=args.compile,
     )
     path = run_table5(what)
     table5 = load_table5(path)

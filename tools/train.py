@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmengine.config import Config
-
 from sd_pretrain.cli import Options, run_main
 from sd_pretrain.launch import LAUNCHERS, check_gpus, is_main_process
 from sd_pretrain.train import train
@@ -51,6 +49,8 @@ def make_demo_data(config: str) -> None:
     """Make the embedded data that a demo config trains on, if it is not there yet."""
     if not Path(config).is_file():
         return
+    from mmengine.config import Config
+
     root = Config.fromfile(config, import_custom_modules=False).get('default_data_root')
     tool = Path(__file__).with_name('make_demo_data.py')
     if root and not Path(root).is_dir() and tool.is_file():

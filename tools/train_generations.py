@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sd_pretrain.cli import run_main
+from sd_pretrain.cli import add_training_arguments, run_main, training_options
 from sd_pretrain.generations import Generations, run_generations
 
 
@@ -19,17 +19,13 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/<config name>_generations')
     parser.add_argument('--data-root', type=Path, help="folder of cifar-100-python (default: 'data')")
     parser.add_argument('--seed', type=int, default=0, help='of the first generation; the next have the next')
-    parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
-    parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings for all generations'
-    )
+    add_training_arguments(parser)
     args = parser.parse_args()
     what = Generations(
         config=args.config,
         count=args.generations,
         work_dir=args.work_dir or Path('work_dirs') / f'{args.config.stem}_generations',
-        options=tuple(args.cfg_options),
+        options=training_options(args),
         seed=args.seed,
         data_root=args.data_root,
         gpus=args.gpus,

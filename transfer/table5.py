@@ -45,6 +45,7 @@ class Table5:
         parallel: runs side by side.
         scratch: add a row of fine-tunings from random weights.
         amp: train in bfloat16; the demo's fine-tunings do so anyway on a CPU that computes in it.
+        compile: compile network and augmentation of the pretrainings.
     """
 
     work_dir: Path = Path('work_dirs/table5')
@@ -56,6 +57,7 @@ class Table5:
     parallel: int = 1
     scratch: bool = False
     amp: bool = False
+    compile: bool = False
 
     @property
     def demo(self) -> bool:
@@ -180,8 +182,10 @@ def _data(what: Table5) -> Path:
 
 
 def _pretrain(what: Table5, data_root: Path) -> None:
+    options = ('model.compile=True',) if what.compile else ()
     runs = [
-        Pretraining(name, str(what.pretrain_config(name)), what.pretrain_dir(name)) for name in ('BL', 'SD')
+        Pretraining(name, str(what.pretrain_config(name)), what.pretrain_dir(name), options)
+        for name in ('BL', 'SD')
     ]
     # On GPUs one after the other, each with all of them; on the CPU side by side.
     parallel = 1 if torch.cuda.device_count() > 0 else what.parallel

@@ -1,8 +1,13 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from sd_pretrain.launch import cpu_share
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -21,3 +26,29 @@ def test_cpus_of_one_process(monkeypatch, environment, expected):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
     assert cpu_share(4) == expected
+
+
+@pytest.mark.parametrize(
+    'tool, user, expected',
+    [
+        ('train', {}, '10000'),
+        ('table3', {}, '10000'),
+        ('benchmark', {}, '10000'),
+        ('run_transfer', {}, '10000'),
+        ('train', {'GOMP_SPINCOUNT': '7'}, '7'),
+    ],
+)
+def test_waiting_threads_soon_leave_their_core_to_others(tool, user, expected):
+    script = f"""
+import runpy, sys
+sys.argv = ['{tool}', '--help']
+try:
+    runpy.run_path('tools/{tool}.py', run_name='__main__')
+except SystemExit:
+    import torch
+"""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(('GOMP_', 'OMP_'))}
+    env |= user | {'OMP_DISPLAY_ENV': 'VERBOSE', 'PYTHONPATH': str(ROOT)}
+    found = subprocess.run([sys.executable, '-c', script], env=env, cwd=ROOT, capture_output=True, text=True)
+    # What OpenMP itself says that it has read.
+    assert f"GOMP_SPINCOUNT = '{expected}'" in found.stderr
