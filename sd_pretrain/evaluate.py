@@ -106,42 +106,52 @@ def ensemble(
     return torch.stack(scaled).mean(0)
 
 
-def run_errors(cfg: Config, temperature: float | None = None) -> dict[str, Any]:
-    """All errors of a finished run, in percent; evaluated once and kept in the work dir's ``errors.json``.
+def run_errors(cfg: Config, temperature: float | None = None, snapshots: int | None = None) -> dict[str, Any]:
+    """All errors of a run, in percent; evaluated once and kept in the work dir's ``errors.json``.
 
     Args:
         cfg: the run's config, from :func:`sd_pretrain.prepare.load_config`.
         temperature: T of SD, for the ensemble; ``None`` for SE.
+        snapshots: how many there are yet; default: the run is finished and has all.
 
     Returns:
-        ``snapshots``: ``{'top1', 'top5'}`` of each, in order; ``best``: the lowest top-1 error after any
-        epoch, and that ``epoch`` (as the paper's "best", chosen on the very images it is measured on);
-        ``ensemble`` and ``ensemble_of_logits``: as a snapshot's, ``None`` for a run of one snapshot.
+        ``generations``: their number, all in all; ``snapshots``: ``{'top1', 'top5'}`` of each that is there,
+        in order; ``best``: the lowest top-1 error after any epoch, and that ``epoch`` (as the paper's "best",
+        chosen on the very images it is measured on); ``ensemble`` and ``ensemble_of_logits``: as a
+        snapshot's, ``None`` for a run of one snapshot. The last three are ``None`` for an unfinished run.
 
     Raises:
         InputError: a snapshot or the log is missing or damaged.
     """
     work_dir = Path(cfg.work_dir)
-    paths = [work_dir / f'snapshot_{k}.pth' for k in range(1, len(mini_generations(cfg)['ends']) + 1)]
+    generations = len(mini_generations(cfg)['ends'])
+    finished = snapshots is None
+    paths = [work_dir / f'snapshot_{k}.pth' for k in range(1, (generations if finished else snapshots) + 1)]
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.is_file()]
     kept = work_dir / ERRORS
     if kept.is_file():
         try:
             found = json.loads(kept.read_text())
-            if found['files'] == files and found['temperature'] == temperature:
+            same = found['files'] == files and found['temperature'] == temperature
+            if same and found['generations'] == generations and (found['best'] is not None) == finished:
                 return found
         except (ValueError, KeyError, TypeError):
             pass  # evaluated again
     logits, labels = snapshot_logits(cfg, paths)
-    several = len(paths) > 1
-    best, epoch = min((error, int(epoch)) for epoch, error in read_curves(work_dir).test_error)
     result = {
         'files': files,
         'temperature': temperature,
+        'generations': generations,
         'snapshots': [errors(one, labels) for one in logits],
-        'best': {'top1': best, 'epoch': epoch},
-        'ensemble': errors(ensemble(logits, temperature), labels) if several else None,
-        'ensemble_of_logits': errors(ensemble(logits, temperature, 'logits'), labels) if several else None,
+        'best': None,
+        'ensemble': None,
+        'ensemble_of_logits': None,
     }
+    if finished:
+        best, epoch = min((error, int(epoch)) for epoch, error in read_curves(work_dir).test_error)
+        result['best'] = {'top1': best, 'epoch': epoch}
+    if finished and generations > 1:
+        result['ensemble'] = errors(ensemble(logits, temperature), labels)
+        result['ensemble_of_logits'] = errors(ensemble(logits, temperature, 'logits'), labels)
     write_json(kept, result)
     return result

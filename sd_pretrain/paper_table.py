@@ -64,8 +64,8 @@ def snapshot_column(k: int, title: str, metric: str = 'top1') -> Column:
     """The error of snapshot ``k``; BL's only one stands in the last place."""
 
     def read(found: Mapping[str, Any], generations: int) -> float | None:
-        index = len(found['snapshots']) - 1 - (generations - k)
-        return found['snapshots'][index][metric] if index >= 0 else None
+        index = found['generations'] - 1 - (generations - k)
+        return found['snapshots'][index][metric] if 0 <= index < len(found['snapshots']) else None
 
     return Column(f'L{k}' if metric == 'top1' else f'L{k}_{metric}', title, read)
 
@@ -137,7 +137,7 @@ def _seeds(layout: Layout, key: str, runs: Mapping[int, dict]) -> dict[str, floa
 
 
 def _details(run: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ('snapshots', 'best', 'ensemble', 'ensemble_of_logits', 'seconds')
+    kept = ('snapshots', 'best', 'ensemble', 'ensemble_of_logits', 'seconds', 'epochs')
     return {key: run[key] for key in kept if key in run}
 
 

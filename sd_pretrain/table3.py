@@ -67,7 +67,7 @@ LAYOUT = Layout(
     number=3,
     columns=(
         *(snapshot_column(k, f'M_#L{k}') for k in (1, 2, 3, 4)),
-        Column('best', 'best', lambda found, _: found['best']['top1']),
+        Column('best', 'best', lambda found, _: found['best'] and found['best']['top1']),
         ensemble_column('ensemble'),
     ),
     last='L4',
@@ -109,6 +109,7 @@ def run_table3(
     parallel: int = 1,
     amp: bool = False,
     options: Sequence[str] = (),
+    so_far: bool = False,
 ) -> tuple[Path, Path]:
     """Run what is not finished, and write ``table3.json`` and ``table3.md``.
 
@@ -122,6 +123,7 @@ def run_table3(
         parallel: runs side by side; several of the small networks can share a GPU.
         amp: train in bfloat16.
         options: further ``KEY=VALUE`` for all configs.
+        so_far: run nothing; the table has the snapshots that unfinished runs have by now.
 
     Returns:
         The paths of both.
@@ -148,4 +150,5 @@ def run_table3(
         parallel=parallel,
         amp=amp,
     )
-    return make_table(LAYOUT, experiments, nets, counts, notes=(QUICK_NOTE,) if quick else ())
+    notes = (QUICK_NOTE,) if quick else ()
+    return make_table(LAYOUT, experiments, nets, counts, notes=notes, so_far=so_far)

@@ -86,6 +86,7 @@ def run_table4(
     parallel: int = 1,
     amp: bool = False,
     options: Sequence[str] = (),
+    so_far: bool = False,
 ) -> tuple[Path, Path]:
     """Run what is not finished, and write ``table4.json`` and ``table4.md``.
 
@@ -99,6 +100,7 @@ def run_table4(
         parallel: runs side by side.
         amp: train in bfloat16.
         options: further ``KEY=VALUE`` for all configs.
+        so_far: run nothing; the table has the snapshots that unfinished runs have by now.
 
     Returns:
         The paths of both.
@@ -122,4 +124,5 @@ def run_table4(
         parallel=parallel,
         amp=amp,
     )
-    return make_table(LAYOUT, experiments, nets, counts, notes=(DEMO_NOTE,) if demo else ())
+    notes = (DEMO_NOTE,) if demo else ()
+    return make_table(LAYOUT, experiments, nets, counts, notes=notes, so_far=so_far)

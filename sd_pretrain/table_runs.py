@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.evaluate import run_errors
-from sd_pretrain.experiments import Experiments, claim_for, run_experiments
+from sd_pretrain.experiments import Algorithm, Experiments, claim_for, epochs_done, run_experiments
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.paper_table import Layout, build_table, write_table
 
@@ -19,6 +20,7 @@ def make_table(
     counts: dict[str, int],
     *,
     notes: Sequence[str] = (),
+    so_far: bool = False,
     say: Callable[[str], None] = lambda text: print(text, flush=True),
 ) -> tuple[Path, Path]:
     """Train the backbones one after the other, and write the table anew after each.
@@ -29,6 +31,7 @@ def make_table(
         nets: keys of the backbones; those that were trained before are in the table as well.
         counts: classes and images of the data.
         notes: sentences that go below the table.
+        so_far: train nothing; unfinished runs are in the table with the snapshots that they have.
         say: told what is being done.
 
     Returns:
@@ -38,13 +41,9 @@ def make_table(
         InputError: other runs in the work dir, no such GPUs, or what a run finds wrong.
         RunFailedError: a run failed.
     """
-    # Runs on one GPU each may share it.
-    shared = experiments.gpus == 1 and experiments.parallel >= 1
-    check_gpus(experiments.gpus, 1 if shared else experiments.parallel)
-    claim_for(experiments, counts)
-    for net in nets:
-        run_experiments(experiments, net)
-        found = collect(layout, experiments, say)
+
+    def write() -> tuple[Path, Path]:
+        found = collect(layout, experiments, say, so_far)
         settings = {
             'counts': counts,
             'ends': list(experiments.ends or ()) or None,
@@ -52,7 +51,17 @@ def make_table(
             'amp': experiments.amp,
         }
         table = build_table(layout, found, data=experiments.data, settings=settings)
-        paths = write_table(layout, table, experiments.work_dir, notes)
+        return write_table(layout, table, experiments.work_dir, [*notes, *_unfinished(layout, found)])
+
+    claim_for(experiments, counts)
+    if so_far:
+        return write()
+    # Runs on one GPU each may share it.
+    shared = experiments.gpus == 1 and experiments.parallel >= 1
+    check_gpus(experiments.gpus, 1 if shared else experiments.parallel)
+    for net in nets:
+        run_experiments(experiments, net)
+        paths = write()
     return paths
 
 
@@ -71,30 +80,68 @@ def check_nets(layout: Layout, nets: Sequence[str]) -> None:
 
 
 def collect(
-    layout: Layout, experiments: Experiments, say: Callable[[str], None]
+    layout: Layout, experiments: Experiments, say: Callable[[str], None], so_far: bool = False
 ) -> dict[tuple[str, str], dict[int, dict]]:
-    """The errors of every finished run in the work dir, asked for now or earlier.
+    """The errors of every run in the work dir, asked for now or earlier.
 
     Args:
         layout: the table.
         experiments: where the runs are.
         say: told what is being evaluated.
+        so_far: those that are not finished as well, if they have a snapshot; else finished ones alone.
 
     Returns:
-        :func:`run_errors` by (net, algorithm key) and seed.
+        :func:`run_errors` by (net, algorithm key) and seed, with ``seconds`` of a finished run, ``epochs`` of
+        an unfinished one.
 
     Raises:
         InputError: a finished run has other settings, or lacks a file.
     """
     found: dict[tuple[str, str], dict[int, dict]] = {}
     for net in layout.nets:
+        seeds = [int(path.name.removeprefix('seed')) for path in experiments.work_dir.glob(f'{net}/seed*')]
         for algorithm in layout.algorithms:
-            of_seed = {}
-            for path in experiments.work_dir.glob(f'{net}/seed*/{algorithm.key}/result.json'):
-                seed = int(path.parts[-3].removeprefix('seed'))
-                result = experiments.finished(net, algorithm, seed)
-                say(f'errors of {net} {algorithm.label}, seed {seed}')
-                cfg = experiments.load(net, algorithm, seed)
-                of_seed[seed] = run_errors(cfg, algorithm.temperature) | {'seconds': result['seconds']}
-            found[net, algorithm.key] = dict(sorted(of_seed.items()))
+            runs = {seed: _errors(experiments, net, algorithm, seed, say, so_far) for seed in sorted(seeds)}
+            found[net, algorithm.key] = {seed: run for seed, run in runs.items() if run is not None}
     return found
+
+
+def _errors(
+    experiments: Experiments,
+    net: str,
+    algorithm: Algorithm,
+    seed: int,
+    say: Callable[[str], None],
+    so_far: bool,
+) -> dict | None:
+    result = experiments.finished(net, algorithm, seed)
+    cfg = experiments.load(net, algorithm, seed)
+    if result is None:
+        if algorithm.name != 'BL' and not snapshots_there(cfg.work_dir):
+            # It has not begun; its first mini-generation is the shared one.
+            cfg.work_dir = str(experiments.run_dir(net, seed, 'first'))
+        if not so_far or not snapshots_there(cfg.work_dir):
+            return None
+    say(f'errors of {net} {algorithm.label}, seed {seed}')
+    if result is not None:
+        return run_errors(cfg, algorithm.temperature) | {'seconds': result['seconds']}
+    epochs = epochs_done(Path(cfg.work_dir))
+    return run_errors(cfg, algorithm.temperature, snapshots_there(cfg.work_dir)) | {'epochs': epochs}
+
+
+def snapshots_there(work_dir: str | Path) -> int:
+    """How many snapshots a run has taken, the first ones without a gap."""
+    numbers = itertools.count(1)
+    return next(k for k in numbers if not (Path(work_dir) / f'snapshot_{k}.pth').is_file()) - 1
+
+
+def _unfinished(layout: Layout, found: Mapping[tuple[str, str], Mapping[int, dict]]) -> list[str]:
+    """A sentence on the runs that are not at their end, if there are any."""
+    labels = {algorithm.key: algorithm.label for algorithm in layout.algorithms}
+    runs = [
+        f'{layout.nets[net]} {labels[key]} seed {seed} ({run["epochs"]} epochs done)'
+        for (net, key), seeds in found.items()
+        for seed, run in seeds.items()
+        if 'epochs' in run
+    ]
+    return [f'Not finished: {", ".join(runs)}.'] if runs else []

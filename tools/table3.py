@@ -19,6 +19,9 @@ def main() -> None:
     parser.add_argument('--seeds', default='1', help='how many (3), or which (0,1,7)')
     add_training_arguments(parser)
     parser.add_argument(
+        '--so-far', action='store_true', help='train nothing: the table of the snapshots there are by now'
+    )
+    parser.add_argument(
         '--parallel', type=int, help='runs side by side, also on one GPU; default: 4 on GPUs, else up to 2'
     )
     parser.add_argument('--quick', action='store_true', help='1,000 images, 8 epochs: minutes on a CPU')
@@ -40,6 +43,7 @@ def main() -> None:
         parallel=args.parallel or runs_side_by_side(args.gpus, on_a_gpu=4),
         amp=args.amp,
         options=training_options(args),
+        so_far=args.so_far,
     )
     print(f'\n{paths[1].read_text()}')
     print(*paths, sep='\n')

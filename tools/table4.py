@@ -33,6 +33,9 @@ def main() -> None:
     parser.add_argument('--nets', default=','.join(NETS), help='default: %(default)s', metavar='NET,...')
     parser.add_argument('--seeds', default='1', help='how many (3), or which (0,1,7)')
     add_training_arguments(parser)
+    parser.add_argument(
+        '--so-far', action='store_true', help='train nothing: the table of the snapshots there are by now'
+    )
     parser.add_argument('--parallel', type=int, help='runs side by side; default: 1 on GPUs, else up to 2')
     parser.add_argument(
         '--demo', action='store_true', help='300 images, 4 epochs: minutes on a CPU, nothing to be had first'
@@ -56,6 +59,7 @@ def main() -> None:
         parallel=args.parallel or runs_side_by_side(args.gpus),
         amp=args.amp,
         options=training_options(args),
+        so_far=args.so_far,
     )
     print(f'\n{paths[1].read_text()}')
     print(*paths, sep='\n')

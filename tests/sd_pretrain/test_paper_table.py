@@ -10,6 +10,7 @@ from sd_pretrain.table4 import LAYOUT as TABLE4
 def run(*top1, best=None, fused=None):
     """What is said of a run whose snapshots have these errors."""
     return {
+        'generations': len(top1),
         'snapshots': [{'top1': value, 'top5': value / 4} for value in top1],
         'best': {'top1': best or min(top1), 'epoch': 1},
         'ensemble': fused and {'top1': fused, 'top5': fused / 4},

@@ -128,6 +128,35 @@ def test_a_broken_off_run_goes_on_and_other_seeds_are_added(made, data, jobs_her
     assert not same(*first)
 
 
+def test_the_table_so_far_has_the_snapshots_of_unfinished_runs(made, data, jobs_here, tmp_path):
+    """SD at its third snapshot; SE not begun, so that it has the one that it shares."""
+    work_dir = shutil.copytree(made[0], tmp_path / 'copy')
+    whole = json.loads((work_dir / 'table3.json').read_text())['rows']
+    folder = work_dir / 'resnet20' / 'seed0'
+    for name in ('result.json', 'errors.json', 'snapshot_4.pth', 'epoch_4.pth'):
+        (folder / 'sd_t3' / name).unlink()
+    (folder / 'sd_t3' / 'last_checkpoint').write_text(str(folder / 'sd_t3' / 'epoch_3.pth'))
+    shutil.rmtree(folder / 'se')
+    with jobs_here() as started:
+        run_table3(work_dir, data, ['resnet20'], quick=True, options=TINY, so_far=True)
+    assert started == []
+    rows = json.loads((work_dir / 'table3.json').read_text())['rows']
+    assert [rows[0], rows[2]] == [whole[0], whole[2]]
+    for row, before, count in ((rows[1], whole[1], 1), (rows[3], whole[3], 3)):
+        for k in (1, 2, 3, 4):
+            there = row['values'][f'L{k}']['mean']
+            assert there == (before['values'][f'L{k}']['mean'] if k <= count else None)
+        assert row['values']['best']['mean'] is row['values']['ensemble']['mean'] is row['minus_bl'] is None
+    sentence = 'Not finished: ResNet20 SE seed 0 (1 epochs done), ResNet20 SD T=3 seed 0 (3 epochs done).'
+    assert sentence in (work_dir / 'table3.md').read_text()
+    # What was kept of an unfinished run is not taken for that of the finished one.
+    with jobs_here() as started:
+        run_table3(work_dir, data, ['resnet20'], quick=True, options=TINY)
+    assert started == ['SE', 'SD T=3']
+    again = json.loads((work_dir / 'table3.json').read_text())['rows']
+    assert [row['values'] for row in again] == [row['values'] for row in whole]
+
+
 def test_mistakes_in_one_line(made, data, tmp_path):
     with pytest.raises(InputError, match=r'no backbone resnet21 in Table 3: --nets takes resnet20,'):
         run_table3(tmp_path, data, ['resnet20', 'resnet21'], quick=True)
