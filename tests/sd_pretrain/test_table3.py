@@ -157,6 +157,17 @@ def test_the_table_so_far_has_the_snapshots_of_unfinished_runs(made, data, jobs_
     assert [row['values'] for row in again] == [row['values'] for row in whole]
 
 
+def test_the_tool_hands_its_arguments_to_every_run(made, data, run_tool, monkeypatch):
+    """What the tool asks for is what made the work dir, and one argument more is refused."""
+    options = ['--cfg-options', *TINY]
+    arguments = ['--quick', '--work-dir', made[0], '--data-root', data, '--so-far', *options]
+    assert run_tool('table3.py', *arguments) == 0
+    said = []
+    monkeypatch.setattr('builtins.print', lambda *text, **_: said.append(' '.join(map(str, text))))
+    assert run_tool('table3.py', '--compile', *arguments) == 2
+    assert 'model.compile=True' in said[-1]
+
+
 def test_mistakes_in_one_line(made, data, tmp_path):
     with pytest.raises(InputError, match=r'no backbone resnet21 in Table 3: --nets takes resnet20,'):
         run_table3(tmp_path, data, ['resnet20', 'resnet21'], quick=True)
