@@ -115,7 +115,7 @@ def synthetic_results(
 def _pixels_section(args: argparse.Namespace) -> Section:
     from mmseg.evaluation.metrics import IoUMetric
 
-    from transfer.metrics import ExactIoUMetric
+    from transfer.iou_metric import ExactIoUMetric
 
     batch, classes = 8, 21
     generator = torch.Generator().manual_seed(0)

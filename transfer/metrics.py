@@ -1,39 +1,39 @@
-"""mmdet's and mmseg's VOC metrics, with what a comparison needs: unrounded values, and one per class.
+"""The stock VOC metrics that configs name, and the exact ones that stand in for them in fine-tuning.
 
-The configs name the stock metrics, so that mmdet and mmseg alone run them; fine-tuning swaps these in
-(:func:`use_exact_metrics`). Import :mod:`transfer.mmcv_ops` and install it first.
+mmdet and mmseg alone therefore run the configs as they are.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+import importlib
+from typing import NamedTuple
 
-import numpy as np
-import torch
-from mmdet.evaluation.functional.mean_ap import print_map_summary
-from mmdet.evaluation.metrics import VOCMetric
-from mmengine.logging import MMLogger
-from mmengine.registry import METRICS
-from mmseg.evaluation.metrics import IoUMetric
 
-from transfer import voc_map
-from transfer.bootstrap import Detections, Overlaps, resampled_iou
-from transfer.confusion import box_confusion, pixel_confusion
+class _Exact(NamedTuple):
+    """A metric of ours: its name, and the module that registers it, which needs mmdet or mmseg."""
 
-_EXACT = {'VOCMetric': 'ExactVOCMetric', 'IoUMetric': 'ExactIoUMetric'}
+    name: str
+    module: str
+
+
+_EXACT = {
+    'VOCMetric': _Exact('ExactVOCMetric', 'transfer.voc_metric'),
+    'IoUMetric': _Exact('ExactIoUMetric', 'transfer.iou_metric'),
+}
 
 
 def use_exact_metrics(evaluator: dict | list) -> dict | list:
-    """Return an evaluator config with the stock VOC metrics replaced by those of this module.
+    """Return an evaluator config with mmdet's and mmseg's VOC metrics replaced by ours, which are imported.
 
     Several ``VOCMetric`` that differ in ``eval_mode`` and ``prefix`` alone become one, which matches the
     boxes once.
     """
     if not isinstance(evaluator, list | tuple):
-        return {**evaluator, 'type': _EXACT.get(evaluator['type'], evaluator['type'])}
+        exact = _EXACT.get(evaluator['type'])
+        if exact is None:
+            return dict(evaluator)
+        importlib.import_module(exact.module)
+        return {**evaluator, 'type': exact.name}
     found: list[dict] = []
     for one in map(use_exact_metrics, evaluator):
         leader = next((earlier for earlier in found if _shares(earlier, one)), None)
@@ -48,137 +48,3 @@ def _shares(earlier: dict, one: dict) -> bool:
     own = ('eval_mode', 'prefix', 'also')
     first, second = ({key: value for key, value in part.items() if key not in own} for part in (earlier, one))
     return one['type'] == 'ExactVOCMetric' and first == second and {'prefix'} <= earlier.keys() & one.keys()
-
-
-@METRICS.register_module()
-class ExactVOCMetric(VOCMetric):
-    """``VOCMetric`` for mAP at one IoU, equal to the bit, without its process pools.
-
-    After an evaluation (rank 0) ``per_class`` holds the AP of each class with a ground-truth box, and
-    ``detections`` what was found in each image, for the bootstrap, ``confusion`` which class was taken for
-    which.
-
-    Args:
-        also: further kinds of AP from the same matching: prefix to ``eval_mode``.
-        kwargs: those of ``VOCMetric``.
-    """
-
-    per_class: dict[str, float] = {}
-    detections: Detections | None = None
-    confusion: np.ndarray | None = None
-
-    def __init__(self, also: Mapping[str, str] | None = None, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.also = dict(also or {})
-
-    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keep what the stock metric keeps of a batch, without its copy of all else."""
-        classes = len(self.dataset_meta['classes'])
-        for sample in data_samples:
-            truth, ignored, found = (
-                {key: value.cpu().numpy() for key, value in sample[part].items() if torch.is_tensor(value)}
-                for part in ('gt_instances', 'ignored_instances', 'pred_instances')
-            )
-            annotation = {key: truth[key] for key in ('labels', 'bboxes')}
-            annotation |= {f'{key}_ignore': ignored[key] for key in ('bboxes', 'labels')}
-            boxes = np.hstack([found['bboxes'], found['scores'].reshape(-1, 1)])
-            order = np.argsort(found['labels'], kind='stable')
-            ends = np.searchsorted(found['labels'][order], np.arange(classes + 1))
-            by_class = [boxes[order[begin:end]] for begin, end in pairwise(ends)]
-            self.results.append((annotation, by_class))
-
-    def evaluate(self, size: int) -> dict[str, float]:
-        """Evaluate all that was processed; each kind of AP has its own prefix."""
-        metrics = super().evaluate(size)
-        nested = {f'{self.prefix}/{other}/': f'{other}/' for other in self.also}
-        for key in list(metrics):
-            for long, short in nested.items():
-                if key.startswith(long):
-                    metrics[short + key.removeprefix(long)] = metrics.pop(key)
-        return metrics
-
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        """Compute ``mAP`` (unrounded) and ``AP50`` from one ``(annotations, detections)`` pair per image."""
-        if self.metric != 'mAP' or len(self.iou_thrs) != 1 or self.scale_ranges is not None:
-            return super().compute_metrics(results)
-        classes = self.dataset_meta['classes']
-        per_class = voc_map.evaluate(results, len(classes), self.iou_thrs[0])
-        self.detections = _detections(results, per_class)
-        self.confusion = box_confusion(results, len(classes))
-        metrics = OrderedDict()
-        for prefix, mode in {'': self.eval_mode, **self.also}.items():
-            metrics |= {f'{prefix}/{key}'.lstrip('/'): value for key, value in self._mean(per_class, mode)}
-        self.per_class = {
-            name: float(one['ap'][self.eval_mode])
-            for name, one in zip(classes, per_class, strict=True)
-            if one['num_gts']
-        }
-        return metrics
-
-    def _mean(self, per_class: list[dict[str, Any]], mode: str) -> Iterable[tuple[str, float]]:
-        """Print the table of one kind of AP; its ``mAP`` and rounded ``AP50``."""
-        aps = [one['ap'][mode] for one in per_class if one['num_gts']]
-        mean = np.array(aps).mean().item() if aps else 0.0
-        logger = MMLogger.get_current_instance()
-        logger.info(f'VOC AP at IoU {self.iou_thrs[0]}, {mode}:')
-        table = [{**one, 'ap': one['ap'][mode]} for one in per_class]
-        print_map_summary(mean, table, dataset=list(self.dataset_meta['classes']), logger=logger)
-        return (('mAP', mean), (f'AP{int(self.iou_thrs[0] * 100):02d}', round(mean, 3)))
-
-
-def _detections(results: list, per_class: list[dict[str, Any]]) -> Detections:
-    boxes = [np.bincount(annotation['labels'], minlength=len(per_class)) for annotation, _ in results]
-    columns = {key: np.concatenate([one[key] for one in per_class]) for key in ('image', 'score', 'hit')}
-    label = np.repeat(np.arange(len(per_class)), [len(one['hit']) for one in per_class])
-    return Detections(**columns, label=label, boxes=np.array(boxes).reshape(-1, len(per_class)))
-
-
-@METRICS.register_module()
-class ExactIoUMetric(IoUMetric):
-    """``IoUMetric`` that adds ``mIoU_exact``, a fraction, to the stock ``mIoU``, a percentage of 2 decimals.
-
-    After an evaluation (rank 0) ``per_class`` holds the IoU of each class that occurs in prediction or truth
-    (fractions), ``overlaps`` the pixels of each image, for the bootstrap, and ``confusion`` which class was
-    taken for which.
-    """
-
-    per_class: dict[str, float] = {}
-    overlaps: Overlaps | None = None
-    confusion: np.ndarray | None = None
-
-    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Count the pixels of a batch by pairs of classes; the stock metric's counts follow from that."""
-        if self.output_dir is not None:
-            # Its files are wanted, its counts are made below.
-            before = len(self.results)
-            super().process(data_batch, data_samples)
-            del self.results[before:]
-        if self.format_only or not data_samples:
-            return
-        predicted, truth = (
-            [sample[part]['data'].squeeze() for sample in data_samples]
-            for part in ('pred_sem_seg', 'gt_sem_seg')
-        )
-        classes = len(self.dataset_meta['classes'])
-        for pairs in pixel_confusion(predicted, truth, classes, self.ignore_index).cpu():
-            intersect, columns, rows = pairs.diagonal(), pairs.sum(0), pairs[:-1].sum(1)
-            self.results.append((intersect, columns + rows - intersect, columns, rows, pairs[:-1]))
-
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        """Compute the stock metrics and ``mIoU_exact`` from the four pixel counts of each image."""
-        if results:
-            self.confusion = sum(pairs for *_, pairs in results).numpy()
-        # float64: the counts of 1,449 images exceed 2^24, from where on float32 cannot count.
-        results = [tuple(counts.double() for counts in image[:4]) for image in results]
-        metrics = super().compute_metrics(results)
-        if not results:
-            return metrics
-        counts = [torch.stack(part).cpu().numpy() for part in list(zip(*results, strict=True))[:2]]
-        self.overlaps = Overlaps(*counts)
-        iou = resampled_iou(self.overlaps, np.ones((1, len(results))))[0]
-        classes = self.dataset_meta['classes']
-        self.per_class = {
-            name: float(value) for name, value in zip(classes, iou, strict=True) if not np.isnan(value)
-        }
-        metrics['mIoU_exact'] = float(np.nanmean(iou))
-        return metrics

@@ -19,7 +19,7 @@ from transfer.bootstrap import (  # noqa: E402
     resampled_map,
     resampled_miou,
 )
-from transfer.metrics import ExactVOCMetric  # noqa: E402
+from transfer.voc_metric import ExactVOCMetric  # noqa: E402
 
 
 def evaluated(results, mode):

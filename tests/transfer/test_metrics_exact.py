@@ -12,8 +12,10 @@ from mmdet.evaluation.metrics import VOCMetric  # noqa: E402
 from mmseg.evaluation.metrics import IoUMetric  # noqa: E402
 
 from transfer import voc_map  # noqa: E402
+from transfer.iou_metric import ExactIoUMetric  # noqa: E402
 from transfer.logs import _evaluators  # noqa: E402
-from transfer.metrics import ExactIoUMetric, ExactVOCMetric, use_exact_metrics  # noqa: E402
+from transfer.metrics import use_exact_metrics  # noqa: E402
+from transfer.voc_metric import ExactVOCMetric  # noqa: E402
 
 CLASSES = ('cat', 'dog', 'cow')
 
