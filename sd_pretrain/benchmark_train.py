@@ -84,6 +84,7 @@ def _real(root: Path, batch: int, size: int) -> list[tuple[Tensor, Tensor]]:
 
 def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
     from sd_pretrain.benchmark_steps import mmengines, ours, timms, torchvisions
+    from sd_pretrain.ceilings import step_memory
 
     gpu = setting.device.type == 'cuda'
     steps = {BASELINE: ours(setting, batches)}
@@ -93,16 +94,16 @@ def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
     peers = {'timm': timms, 'torchvision references': torchvisions, 'mmengine defaults': mmengines}
     steps |= {name: peer(setting, batches) for name, peer in peers.items()}
     each = 10 if gpu else 1
-    memory = {name: _peak_memory(step) if gpu else None for name, step in steps.items()}
     cases = {name: _repeat(step, each) for name, step in steps.items()}
     seconds = interleaved(cases, rounds, setting.device)
+    memory = {name: step_memory(step, setting.device) for name, step in steps.items()}
     images, size = len(batches[0][0]), batches[0][0].shape[-1]
     rows = []
     for name, values in seconds.items():
         step = [1e3 * value / each for value in values]
         cells = [f'{images / spread(step).median * 1e3:,.0f}', spread(step).show(1)]
         cells.append(ratio(seconds[BASELINE], values).show(3))
-        rows.append([name, *cells, '-' if memory[name] is None else f'{memory[name] / 2**20:,.0f}'])
+        rows.append([name, *cells, f'{memory[name] / 2**20:,.0f}'])
     overheads, lines = {}, []
     for name in _TAUGHT:
         taught = ratio(seconds[name], seconds[BASELINE])
@@ -138,20 +139,6 @@ def _repeat(step: Callable[[], object], times: int) -> Callable[[], None]:
             step()
 
     return run
-
-
-def _peak_memory(step: Callable[[], object]) -> int:
-    """Bytes on the GPU in a step, beyond those that all cases hold."""
-    import torch
-
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def _limits(setting: Any, step: Callable[[], object], seconds: float) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -41,6 +44,25 @@ def step_bytes(step: Callable[[], object]) -> int:
     with _Traffic() as traffic:
         step()
     return traffic.bytes
+
+
+def step_memory(step: Callable[[], object], device: torch.device) -> int:
+    """Bytes of tensors that one call of ``step`` holds at most at a time, beyond those that are there."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    # It would report, on standard error, that there is no GPU.
+    os.environ.setdefault('KINETO_LOG_LEVEL', '5')
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        step()
+    # The summaries leave allocations within operations out; the raw events have all.
+    events = [one for one in profiler.profiler.kineto_results.events() if one.name() == '[memory]']
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in events), initial=0))
 
 
 class _Traffic(TorchDispatchMode):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sd_pretrain.benchmark_steps import Setting, mmengines, ours, timms, torchvisions
 from sd_pretrain.benchmark_train import add_arguments, measure
-from sd_pretrain.ceilings import step_bytes, step_flops
+from sd_pretrain.ceilings import step_bytes, step_flops, step_memory
 from sd_pretrain.cli import InputError
 
 
@@ -75,3 +75,18 @@ def test_flops_and_bytes_are_counted():
     assert step_flops(lambda: left @ right) == 2 * 8 * 16 * 4
     assert step_bytes(lambda: left @ right) == 4 * (8 * 16 + 16 * 4 + 8 * 4)
     assert step_bytes(lambda: left.t()) == 0
+
+
+def test_memory_is_what_is_held_at_the_same_time():
+    there = torch.zeros(1000)
+
+    def step():
+        one = there + 1  # 4,000 bytes
+        two = one + 1
+        del one
+        return two.exp_() + 1, torch.empty(500)
+
+    assert step_memory(step, torch.device('cpu')) == 4000 + 4000 + 2000
+    weight = torch.ones(1000, requires_grad=True)
+    # Each result is kept for the backward pass, by no name in Python.
+    assert step_memory(lambda: weight.exp().exp().exp().sum(), torch.device('cpu')) == 3 * 4000 + 4
