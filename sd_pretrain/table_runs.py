@@ -126,7 +126,7 @@ def _errors(
     if result is not None:
         return run_errors(cfg, algorithm.temperature) | {'seconds': result['seconds']}
     epochs = epochs_done(Path(cfg.work_dir))
-    return run_errors(cfg, algorithm.temperature, snapshots_there(cfg.work_dir)) | {'epochs': epochs}
+    return run_errors(cfg, snapshots=snapshots_there(cfg.work_dir)) | {'epochs': epochs}
 
 
 def snapshots_there(work_dir: str | Path) -> int:

@@ -229,7 +229,7 @@ class _Run:
         from mmengine.runner import Runner
 
         from sd_pretrain.cli import set_data_root
-        from transfer import finetune
+        from transfer import det_speed, finetune
         from transfer.metrics import use_exact_metrics
         from transfer.run_record import load_config
 
@@ -248,6 +248,8 @@ class _Run:
         self.benchmark = cfg.env_cfg.cudnn_benchmark and ours
         if ours:
             cfg.val_evaluator = use_exact_metrics(cfg.val_evaluator)
+            if task == 'det':
+                det_speed.batch_evaluation(cfg)
         else:
             cfg.val_dataloader.batch_size = 1
             cfg.optim_wrapper.optimizer.pop('fused', None)

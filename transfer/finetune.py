@@ -19,7 +19,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -78,6 +78,15 @@ class FinetuneRunner(Runner):
             if self._images is None:
                 self._images = ImageStore(budget())
             cache_images(built.dataset, self._images)
+        return built
+
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the validation loop; its results come in the order of the dataset, whatever the batches."""
+        built = super().build_val_loop(loop)
+        if self.cfg.get('task') == 'det':
+            from transfer.det_speed import keep_order
+
+            keep_order(built)
         return built
 
     def _init_model_weights(self) -> None:
@@ -194,6 +203,10 @@ def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
 
     cfg.val_evaluator = use_exact_metrics(cfg.val_evaluator)
     cfg.test_evaluator = use_exact_metrics(cfg.test_evaluator)
+    if cfg.task == 'det':
+        from transfer.det_speed import batch_evaluation
+
+        batch_evaluation(cfg)
 
 
 def _latest_checkpoint(work_dir: Path) -> Path | None:

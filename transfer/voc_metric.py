@@ -35,6 +35,8 @@ class ExactVOCMetric(VOCMetric):
         kwargs: those of ``VOCMetric``.
     """
 
+    # Where each image that is processed belongs, if they do not come in the order of the dataset.
+    order: Sequence[int] | None = None
     per_class: dict[str, float] = {}
     detections: Detections | None = None
     confusion: np.ndarray | None = None
@@ -61,6 +63,9 @@ class ExactVOCMetric(VOCMetric):
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Evaluate all that was processed; each kind of AP has its own prefix."""
+        if self.order is not None:
+            results = dict(zip(self.order, self.results, strict=True))
+            self.results = [results[place] for place in sorted(results)]
         metrics = super().evaluate(size)
         nested = {f'{self.prefix}/{other}/': f'{other}/' for other in self.also}
         for key in list(metrics):
