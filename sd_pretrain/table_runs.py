@@ -53,12 +53,13 @@ def make_table(
         table = build_table(layout, found, data=experiments.data, settings=settings)
         return write_table(layout, table, experiments.work_dir, [*notes, *_unfinished(layout, found)])
 
+    if not so_far:
+        # Runs on one GPU each may share it.
+        shared = experiments.gpus == 1 and experiments.parallel >= 1
+        check_gpus(experiments.gpus, 1 if shared else experiments.parallel)
     claim_for(experiments, counts)
     if so_far:
         return write()
-    # Runs on one GPU each may share it.
-    shared = experiments.gpus == 1 and experiments.parallel >= 1
-    check_gpus(experiments.gpus, 1 if shared else experiments.parallel)
     for net in nets:
         run_experiments(experiments, net)
         paths = write()
