@@ -67,8 +67,9 @@ def test_no_job_outlives_its_caller(tmp_path, number):
     log = tmp_path / 'slow.log'
     job = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'
     code = (
-        # In a suite that runs in the background the signal is ignored, and its children inherit that.
+        # In a suite that runs in the background, or under nohup, they are ignored, which children inherit.
         'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '
+        'signal.signal(signal.SIGHUP, signal.SIG_DFL); '
         'import sys; from pathlib import Path; from sd_pretrain.jobs import run_jobs; '
         'from sd_pretrain.process import Job; '
         f'run_jobs("one", [Job("slow", [sys.executable, "-c", {job!r}], Path({str(log)!r}))])'
