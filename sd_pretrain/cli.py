@@ -41,6 +41,10 @@ class Options(DictAction):
             raise InputError(f'--cfg-options {given}: KEY=VALUE is needed, brackets closed') from None
 
 
+# What ``--compile`` says to a config.
+COMPILE = 'model.compile=True'
+
+
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """``--gpus``, ``--amp``, ``--compile`` and ``--cfg-options`` of a tool that trains several networks."""
     parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
@@ -53,7 +57,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def training_options(args: argparse.Namespace) -> tuple[str, ...]:
     """What these say to the configs of all runs, as ``KEY=VALUE``."""
-    return (*(['model.compile=True'] if args.compile else []), *args.cfg_options)
+    return (*([COMPILE] if args.compile else []), *args.cfg_options)
 
 
 def run_main(main: Callable[[], int | None]) -> None:

@@ -23,14 +23,9 @@ class SameSizeBatchSampler(Sampler):
     Args:
         sampler: a sampler of an mmdet dataset, always in the same order.
         batch_size: most images of a batch; what is left of a size at the end makes a smaller one.
-        drop_last: must be ``False``; test images are not dropped.
     """
 
-    def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False):
-        if drop_last:
-            raise ValueError('drop_last: every test image counts')
-        self.sampler = sampler
-        self.batch_size = batch_size
+    def __init__(self, sampler: Sampler, batch_size: int):
         self._batches: list[list[tuple[int, int]]] = []
         waiting: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for place, index in enumerate(sampler):
@@ -68,14 +63,13 @@ def batch_evaluation(cfg: Config) -> None:
     if (
         loader.batch_size == 1
         and 'batch_sampler' not in loader
+        and not loader.get('drop_last')
         and loader.dataset.type == 'VOCDataset'
         and {one['type'] for one in loader.dataset.get('pipeline', [])} <= _PIPELINE
         and all(metric['type'] == 'ExactVOCMetric' for metric in metrics)
     ):
         loader.batch_size = VAL_BATCH
         loader.batch_sampler = dict(type='SameSizeBatchSampler')
-        # Else the sampler would be handed to the loader as well.
-        loader.pop('drop_last', None)
 
 
 def keep_order(loop: BaseLoop) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from sd_pretrain.bfloat16 import cpu_has_bf16
-from sd_pretrain.cli import InputError, split_total_batch
+from sd_pretrain.cli import COMPILE, InputError, split_total_batch
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.work_dir import claim, write_json
@@ -182,7 +182,7 @@ def _data(what: Table5) -> Path:
 
 
 def _pretrain(what: Table5, data_root: Path) -> None:
-    options = ('model.compile=True',) if what.compile else ()
+    options = (COMPILE,) if what.compile else ()
     runs = [
         Pretraining(name, str(what.pretrain_config(name)), what.pretrain_dir(name), options)
         for name in ('BL', 'SD')

@@ -76,6 +76,7 @@ def test_the_full_size_config_is_evaluated_in_batches():
     'options',
     [
         {'val_dataloader.batch_size': 4},
+        {'val_dataloader.drop_last': True},
         {'val_dataloader.dataset.type': 'CocoDataset'},
         {'val_dataloader.dataset.pipeline.1': dict(type='RandomResize', scale=[(9, 9), (8, 8)])},
         {'val_evaluator.0.type': 'CocoMetric'},
