@@ -1,9 +1,13 @@
 """Detection evaluated in batches of images of one size: the same as image by image."""
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from PIL import Image
@@ -113,3 +117,24 @@ def test_predictions_are_those_of_single_images_in_the_order_of_the_list(data_ro
     for key in ('image', 'label', 'hit'):
         assert np.array_equal(getattr(one, key)[order], getattr(other, key)[other_order])
     assert np.allclose(one.score[order], other.score[other_order], atol=1e-4)
+
+
+def test_two_processes_put_their_images_in_the_order_of_the_list(data_root, tmp_path):
+    """Without GPUs: with them it would take two."""
+    if torch.cuda.is_available():
+        pytest.skip('with GPUs this takes two of them')
+    command = [
+        *[sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'],
+        *['-m', 'transfer.finetune', 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py', '--backbone', 'none'],
+        *['--work-dir', str(tmp_path), '--data-root', str(data_root), '--launcher', 'pytorch'],
+        *['--cfg-options', 'total_batch_size=4', 'train_cfg.max_epochs=1', 'val_dataloader.batch_size=1'],
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, names = load_predictions(tmp_path, 'det')
+    assert list(names) == [f'{number:06d}' for number in range(5, 13)]
+    # Image n of the tree shows one object of class 2n - 2 and one of the next, of twenty.
+    expected = np.zeros((8, 20), int)
+    for row, number in enumerate(range(5, 13)):
+        expected[row, [(2 * number - 2) % 20, (2 * number - 1) % 20]] = 1
+    assert np.array_equal(found.boxes, expected)
