@@ -61,7 +61,7 @@ def runs_side_by_side(gpus: int, on_a_gpu: int = 1) -> int:
     """
     if torch.cuda.is_available():
         return on_a_gpu
-    return min(2, max(1, (os.cpu_count() or 1) // max(gpus, 1)))
+    return min(2, cpu_share(max(gpus, 1)))
 
 
 def check_gpus(gpus: int, parallel: int = 1) -> None:
