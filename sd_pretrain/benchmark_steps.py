@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd_pretrain.classifier import TimmClassifier
-from sd_pretrain.optim import Bf16OptimWrapper
+from sd_pretrain.optim import Bf16OptimWrapper, FusedSGD
 from sd_pretrain.prefetch import PrefetchingLoader
 from sd_pretrain.preprocessor import IMAGENET_MEAN, IMAGENET_STD
 from sd_pretrain.teacher import FrozenTeacher
 
 Step = Callable[[], object]
 Batches = Sequence[tuple[Tensor, Tensor]]
+# The optimizer of Section 4.2.1, at a learning rate that leaves the weights finite.
+_SGD = dict(lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,6 @@ class Setting:
     amp: bool = False
     compile: bool = False
     classes: int = 1000
-
-    def sgd(self, parameters: Iterator[nn.Parameter], **options: object) -> torch.optim.Optimizer:
-        """The optimizer of Section 4.2.1, at a learning rate that leaves the weights finite."""
-        shared = dict(lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
-        return torch.optim.SGD(parameters, **shared, **options)
 
 
 class NaiveTeacher:
@@ -100,7 +97,7 @@ def ours(
         options = {} if teacher == 'ours' else {'precision': teacher}
         model.attach_teacher(FrozenTeacher(network, **options))
     wrapper = Bf16OptimWrapper if setting.amp else OptimWrapper
-    optimizer = wrapper(optimizer=setting.sgd(model.parameters(), fused=True))
+    optimizer = wrapper(optimizer=FusedSGD(model.parameters(), **_SGD))
     loader = [
         {'inputs': _place(images.contiguous(memory_format=torch.channels_last), setting), 'labels': labels}
         for images, labels in batches
@@ -143,7 +140,7 @@ def torchvisions(setting: Setting, batches: Batches) -> Step:
     """As torchvision's ``references/classification/train.py [--amp]``."""
     device = setting.device
     model = torchvision.models.get_model(setting.arch, num_classes=setting.classes).to(device).train()
-    optimizer = setting.sgd(model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), **_SGD)
     half = torch.float16 if device.type == 'cuda' else torch.bfloat16
     scaler = torch.amp.GradScaler(enabled=setting.amp and device.type == 'cuda')
     mean, std = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
@@ -183,7 +180,7 @@ def mmengines(setting: Setting, batches: Batches) -> Step:
     from mmengine.optim import AmpOptimWrapper
 
     model = _MmengineClassifier(setting).to(setting.device).train()
-    optimizer = setting.sgd(model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), **_SGD)
     if setting.amp:
         wrapper = AmpOptimWrapper if setting.device.type == 'cuda' else Bf16OptimWrapper
         optimizer = wrapper(optimizer=optimizer)

@@ -1,17 +1,20 @@
-"""Mixed precision for ``--amp``: bfloat16 autocast, on CUDA and CPU alike."""
+"""SGD in one kernel, and mixed precision for ``--amp``: bfloat16 autocast, on CUDA and CPU alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
-from torch import nn
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
+from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from sd_pretrain.bfloat16 import require_gpu_bf16
+
+_RULE = ('lr', 'momentum', 'dampening', 'weight_decay', 'nesterov', 'maximize')
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -36,3 +39,86 @@ class Bf16OptimWrapper(OptimWrapper):
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, torch.bfloat16):
             yield
+
+
+@OPTIMIZERS.register_module()
+class FusedSGD(torch.optim.SGD):
+    """SGD by PyTorch's fused kernel, right and fast whatever the memory format of the weights.
+
+    On a CPU that kernel takes weight, gradient and momentum number by number as they lie in memory. Where
+    their layouts differ it silently takes the wrong ones together, as ``torch.optim.SGD(fused=True)`` does
+    after a resume in another memory format; and it copies whatever is channels-last for nothing. Here it gets
+    all three in the weight's order, as contiguous views.
+
+    Args:
+        params: as of ``torch.optim.SGD``, as are the others.
+        lr: learning rate.
+        momentum: factor; 0 for none.
+        weight_decay: factor.
+        nesterov: whether the momentum is Nesterov's.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+    ):
+        super().__init__(
+            params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step for all weights with a gradient; returns what ``closure`` does."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step_group(group)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As ``torch.optim.SGD`` does, each momentum in the memory format of its weight."""
+        super().load_state_dict(state_dict)
+        for weight, state in self.state.items():
+            momentum = state.get('momentum_buffer')
+            if momentum is not None and momentum.stride() != weight.stride():
+                state['momentum_buffer'] = torch.empty_like(weight).copy_(momentum)
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        weights, grads, momenta = [], [], []
+        for weight in group['params']:
+            if weight.grad is None:
+                continue
+            view = _memory_order(weight)
+            weights.append(view(weight))
+            grads.append(view(weight.grad).contiguous())
+            if group['momentum'] != 0:
+                state = self.state[weight]
+                if state.get('momentum_buffer') is None:
+                    # Of zeros, the first step is that of a buffer that begins as the gradient.
+                    state['momentum_buffer'] = torch.zeros_like(weight)
+                momenta.append(view(state['momentum_buffer']))
+        sgd(
+            weights,
+            grads,
+            momenta,
+            fused=True,
+            has_sparse_grad=False,
+            # A gradient scaler leaves these here.
+            grad_scale=getattr(self, 'grad_scale', None),
+            found_inf=getattr(self, 'found_inf', None),
+            **{key: group[key] for key in _RULE},
+        )
+
+
+def _memory_order(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """The view of tensors of its shape in which ``weight`` is contiguous."""
+    if weight.is_contiguous():
+        return lambda tensor: tensor
+    order = sorted(range(weight.ndim), key=weight.stride, reverse=True)
+    return lambda tensor: tensor.permute(order)

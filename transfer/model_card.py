@@ -118,7 +118,7 @@ def recipe(cfg: Config) -> dict[str, Any]:
         'image size': dataset.get('size'),
         'epochs': cfg.train_cfg.max_epochs,
         'total batch': cfg.total_batch_size,
-        'optimizer': f'{optimizer.type}, momentum {optimizer.get("momentum", 0)}'
+        'optimizer': f'{optimizer.type.removeprefix("Fused")}, momentum {optimizer.get("momentum", 0)}'
         + (' (Nesterov)' if optimizer.get('nesterov') else ''),
         'learning rate': optimizer.lr,
         'weight decay': optimizer.get('weight_decay', 0),

@@ -193,7 +193,7 @@ def test_recipe_of_section_4_1(net, algorithm):
     assert (hook.distill, hook.get('temperature')) == (name == 'sd', TEMPERATURES[algorithm])
     assert cfg.train_cfg.max_epochs == epochs
     assert cfg.total_batch_size == batch
-    sgd = dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True)
+    sgd = dict(type='FusedSGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
     assert dict(cfg.optim_wrapper.optimizer) == sgd
     assert (cfg.model.network, cfg.model.num_classes) == (f'cifar_{net}', 100)
     assert cfg.train_dataloader.dataset.data_root == '/sets/cifar-100-python'

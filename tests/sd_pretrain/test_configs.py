@@ -34,11 +34,10 @@ def test_config_builds_its_network_and_agrees_with_itself(name):
 def test_recipe_of_section_4_2(algorithm, ends):
     cfg = load_config(CONFIGS / f'{algorithm}_r152_imagenet.py')
     assert dict(cfg.optim_wrapper.optimizer) == {
-        'type': 'SGD',
+        'type': 'FusedSGD',
         'lr': 0.1,
         'momentum': 0.9,
         'nesterov': True,
-        'fused': True,
         'weight_decay': 1e-4,
     }
     assert cfg.total_batch_size == 8 * cfg.train_dataloader.batch_size == 256

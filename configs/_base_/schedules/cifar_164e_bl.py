@@ -3,7 +3,7 @@ total_batch_size = 128
 ends = [164]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True),
+    optimizer=dict(type='FusedSGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
 )
 param_scheduler = [
     dict(

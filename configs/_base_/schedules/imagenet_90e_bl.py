@@ -2,7 +2,7 @@
 ends = [90]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True),
+    optimizer=dict(type='FusedSGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
 )
 param_scheduler = [
     dict(
