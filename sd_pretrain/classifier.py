@@ -16,6 +16,7 @@ import sd_pretrain.networks
 import sd_pretrain.preprocessor  # noqa: F401
 from sd_pretrain.cli import InputError
 from sd_pretrain.losses import sd_loss, top_score_difference
+from sd_pretrain.small_maps import use_small_maps
 from sd_pretrain.teacher import FrozenTeacher
 
 
@@ -107,6 +108,7 @@ class TimmClassifier(BaseModel):
             if init_seed is not None:
                 torch.default_generator.manual_seed(init_seed)
             self.network = timm.create_model(network, num_classes=num_classes, **self.network_args)
+        use_small_maps(self.network)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         if compile:

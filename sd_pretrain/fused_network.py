@@ -18,6 +18,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from sd_pretrain.bfloat16 import cpu_has_bf16
+from sd_pretrain.small_maps import use_plain_convolutions
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
@@ -43,8 +44,10 @@ def fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     Raises:
         ValueError: the network cannot be traced, or calls one convolution more than once.
     """
+    plain = copy.deepcopy(network).eval()
+    use_plain_convolutions(plain)
     try:
-        graph = fuse(copy.deepcopy(network).eval(), inplace=True)
+        graph = fuse(plain, inplace=True)
     except Exception as error:  # whatever the network's forward does when it is given no tensor
         raise ValueError(f'it cannot be traced: {error}') from error
     graph.requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_pretrain.bfloat16 import cpu_has_bf16, require_gpu_bf16
-from transfer.small_maps import use_small_maps
+from sd_pretrain.small_maps import use_small_maps
 
 _HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 
@@ -43,7 +43,9 @@ def prepare_model(model: nn.Module) -> nn.Module:
             last.register_forward_hook(_to_float32)
     if torch.cuda.is_available():
         return model.to(memory_format=torch.channels_last)
-    use_small_maps(model)
+    head = getattr(getattr(model, 'roi_head', None), 'shared_head', None)
+    if head is not None:
+        use_small_maps(head)
     return model
 
 

@@ -1,12 +1,13 @@
 """3x3 convolutions on maps of a few pixels as matrix products, for CPUs.
 
-A C4 head runs layer4 on each pooled region, in the demo from 4x4 to 2x2 pixels. oneDNN has no fast kernel for
-such maps: the backward pass of one convolution takes several times as long as the product that it is. The
-results are the same up to rounding.
+The last stage of a ResNet has them, 2x2 pixels, where the images have 64, and so does layer4 in a C4 head on
+each pooled region. oneDNN has no fast kernel for such maps: forward and backward pass of one convolution take
+several times as long as the products that they are. The results are the same up to rounding.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -33,12 +34,11 @@ class _TwoByTwo(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor) -> Tensor:
         count, channels, filters = len(maps), maps.shape[1], len(weight)
-        matrix = weight.new_empty(4, filters, 4, channels)
-        # Taps first, once: to pick them out one by one would walk the whole kernel each time.
-        taps = weight.reshape(-1, 9).t().reshape(9, filters, channels)
-        for tap, pairs in zip(taps, _TAPS, strict=True):
-            for out, source in pairs:
-                matrix[out, :, source] = tap
+        # Channels last, as most weights lie already: what is copied below are rows of the kernel then.
+        kernel = weight.permute(0, 2, 3, 1).contiguous()
+        matrix = weight.new_empty(2, 2, filters, 2, 2, channels)
+        for row, column in itertools.product(range(2), range(2)):
+            matrix[row, column] = kernel[:, 1 - row : 3 - row, 1 - column : 3 - column]
         matrix = matrix.view(4 * filters, 4 * channels)
         rows = maps.permute(0, 2, 3, 1).reshape(count, 4 * channels)
         ctx.save_for_backward(rows, matrix)
@@ -54,13 +54,13 @@ class _TwoByTwo(torch.autograd.Function):
             grad_maps = (grad_rows @ matrix).view(count, 2, 2, channels).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:
             outs, sources = grad_rows.view(count, 4, filters), rows.view(count, 4, channels)
-            taps = grad.new_empty(9, filters, channels)
-            for tap, pairs in zip(taps, _TAPS, strict=True):
+            kernel = grad.new_empty(filters, 9, channels)
+            for tap, pairs in enumerate(_TAPS):
                 # One product a tap, its pairs one below the other: they are added up in full precision.
                 left = torch.cat([outs[:, out] for out, _ in pairs])
                 right = torch.cat([sources[:, source] for _, source in pairs])
-                torch.mm(left.t(), right, out=tap)
-            grad_weight = taps.view(9, -1).t().reshape(filters, channels, 3, 3)
+                torch.mm(left.t(), right, out=kernel[:, tap])
+            grad_weight = kernel.view(filters, 3, 3, channels).permute(0, 3, 1, 2)
         return grad_maps, grad_weight
 
 
@@ -97,16 +97,15 @@ class SmallMapConv2d(nn.Conv2d):
         return small_map_conv(input, weight, self.stride[0])
 
 
-def use_small_maps(model: nn.Module) -> int:
-    """Let the 3x3 convolutions in a model's shared RoI head know small maps; keys and weights stay.
+def use_small_maps(module: nn.Module) -> int:
+    """Let the 3x3 convolutions in a module know small maps; keys and weights stay.
 
     Returns:
         Number of convolutions.
     """
-    head = getattr(getattr(model, 'roi_head', None), 'shared_head', None)
     found = [
         one
-        for one in (head.modules() if head is not None else ())
+        for one in module.modules()
         if type(one) is nn.Conv2d
         and (one.kernel_size, one.padding, one.dilation) == ((3, 3), (1, 1), (1, 1))
         and one.stride[0] == one.stride[1]
@@ -115,3 +114,10 @@ def use_small_maps(model: nn.Module) -> int:
     for one in found:
         one.__class__ = SmallMapConv2d
     return len(found)
+
+
+def use_plain_convolutions(module: nn.Module) -> None:
+    """Undo :func:`use_small_maps`, for whoever looks for convolutions by their type."""
+    for one in module.modules():
+        if type(one) is SmallMapConv2d:
+            one.__class__ = nn.Conv2d
