@@ -64,13 +64,7 @@ class NaiveTeacher:
         return lambda: logits
 
 
-def ours(
-    setting: Setting,
-    batches: Batches,
-    teacher: str = 'none',
-    augmented: bool = False,
-    channels_last: bool = True,
-) -> Step:
+def ours(setting: Setting, batches: Batches, teacher: str = 'none', augmented: bool = False) -> Step:
     """Our step: ``teacher`` is ``'none'`` (BL), ``'ours'``, ``'float32'`` or ``'naive'`` (SD).
 
     Args:
@@ -78,14 +72,13 @@ def ours(
         batches: uint8 images ``(N, 3, H, W)`` and labels ``(N,)``, on the host.
         teacher: which.
         augmented: rotate and jitter as well, as the configs do; peers do that in loaders, or not at all.
-        channels_last: as the configs have it; which layout is faster depends on the CPU and the size.
     """
     more = dict(rotation=10, jitter=0.4) if augmented else {}
     model = TimmClassifier(
         setting.arch,
         setting.classes,
         network_args={'zero_init_last': False},
-        channels_last=channels_last,
+        channels_last=True,
         compile=setting.compile,
         data_preprocessor=dict(mirror=0.5, **more),
     ).to(setting.device)

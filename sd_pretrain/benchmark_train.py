@@ -89,7 +89,6 @@ def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
     gpu = setting.device.type == 'cuda'
     steps = {BASELINE: ours(setting, batches)}
     steps |= {name: ours(setting, batches, teacher) for name, teacher in _TAUGHT.items()}
-    steps['ours BL, contiguous'] = ours(setting, batches, channels_last=False)
     steps['ours BL with rotation and jitter'] = ours(setting, batches, augmented=True)
     peers = {'timm': timms, 'torchvision references': torchvisions, 'mmengine defaults': mmengines}
     steps |= {name: peer(setting, batches) for name, peer in peers.items()}

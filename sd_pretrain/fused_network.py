@@ -18,7 +18,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from sd_pretrain.bfloat16 import cpu_has_bf16
-from sd_pretrain.small_maps import use_plain_convolutions
+from sd_pretrain.small_maps import is_plain_3x3, two_by_two_matrix, use_plain_convolutions
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
@@ -83,7 +83,12 @@ class FusedConv2d(nn.Module):
         weight = conv.weight.detach()
         self.bias = None if conv.bias is None else nn.Buffer(conv.bias.detach())
         self._run = self._plain
+        # On a CPU: the kernel as it is, until the first maps come; its matrix, if they are of 2x2 pixels.
+        self._kernel: Tensor | None = None
+        self._matrix: Tensor | None = None
         if weight.device.type == 'cpu' and _onednn(weight.dtype):
+            if is_plain_3x3(conv) and conv.stride == (1, 1) and self.bias is not None:
+                self._kernel = weight
             weight = torch.ops.mkldnn._reorder_convolution_weight(
                 weight, self.padding, self.stride, self.dilation, self.groups
             )
@@ -107,6 +112,11 @@ class FusedConv2d(nn.Module):
         return out.relu_() if self.relu else out
 
     def _onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
+        two_by_two = x.shape[2:] == (2, 2)
+        if self._kernel is not None:
+            self._matrix, self._kernel = two_by_two_matrix(self._kernel) if two_by_two else None, None
+        if two_by_two and self._matrix is not None:
+            return self._product(x, other)
         where = self.padding, self.stride, self.dilation, self.groups
         if other is None:
             relu = 'relu' if self.relu else 'none'
@@ -115,6 +125,13 @@ class FusedConv2d(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise_(
             other, x, self.weight, self.bias, *where, 'add', 1.0, relu, [], ''
         )
+
+    def _product(self, x: Tensor, other: Tensor | None) -> Tensor:
+        rows = torch.addmm(self.bias.repeat(4), x.permute(0, 2, 3, 1).flatten(1), self._matrix.t())
+        out = rows.view(len(x), 2, 2, -1).permute(0, 3, 1, 2)
+        if other is not None:
+            out += other
+        return out.relu_() if self.relu else out
 
     def _cudnn(self, x: Tensor, other: Tensor | None) -> Tensor:
         try:

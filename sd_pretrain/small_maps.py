@@ -33,16 +33,9 @@ class _TwoByTwo(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor) -> Tensor:
-        count, channels, filters = len(maps), maps.shape[1], len(weight)
-        # Channels last, as most weights lie already: what is copied below are rows of the kernel then.
-        kernel = weight.permute(0, 2, 3, 1).contiguous()
-        matrix = weight.new_empty(2, 2, filters, 2, 2, channels)
-        for row, column in itertools.product(range(2), range(2)):
-            matrix[row, column] = kernel[:, 1 - row : 3 - row, 1 - column : 3 - column]
-        matrix = matrix.view(4 * filters, 4 * channels)
-        rows = maps.permute(0, 2, 3, 1).reshape(count, 4 * channels)
+        rows, matrix = maps.permute(0, 2, 3, 1).flatten(1), two_by_two_matrix(weight)
         ctx.save_for_backward(rows, matrix)
-        return (rows @ matrix.t()).view(count, 2, 2, filters).permute(0, 3, 1, 2)
+        return (rows @ matrix.t()).view(len(maps), 2, 2, len(weight)).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -62,6 +55,24 @@ class _TwoByTwo(torch.autograd.Function):
                 torch.mm(left.t(), right, out=kernel[:, tap])
             grad_weight = kernel.view(filters, 3, 3, channels).permute(0, 3, 1, 2)
         return grad_maps, grad_weight
+
+
+def two_by_two_matrix(weight: Tensor) -> Tensor:
+    """What a 3x3 convolution with padding 1 does to a 2x2 map, as a matrix.
+
+    Args:
+        weight: ``(F, C, 3, 3)``.
+
+    Returns:
+        ``(4 F, 4 C)``; outputs and inputs run over pixels first, then channels.
+    """
+    filters, channels = weight.shape[:2]
+    # Channels last, as most weights lie already: what is copied below are rows of the kernel then.
+    kernel = weight.permute(0, 2, 3, 1).contiguous()
+    matrix = weight.new_empty(2, 2, filters, 2, 2, channels)
+    for row, column in itertools.product(range(2), range(2)):
+        matrix[row, column] = kernel[:, 1 - row : 3 - row, 1 - column : 3 - column]
+    return matrix.view(4 * filters, 4 * channels)
 
 
 def small_map_conv(maps: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
@@ -97,6 +108,12 @@ class SmallMapConv2d(nn.Conv2d):
         return small_map_conv(input, weight, self.stride[0])
 
 
+def is_plain_3x3(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is 3x3 with padding 1, of any stride, with nothing unusual about it."""
+    window = (conv.kernel_size, conv.padding, conv.dilation)
+    return window == ((3, 3), (1, 1), (1, 1)) and conv.groups == 1 and conv.padding_mode == 'zeros'
+
+
 def use_small_maps(module: nn.Module) -> int:
     """Let the 3x3 convolutions in a module know small maps; keys and weights stay.
 
@@ -107,9 +124,9 @@ def use_small_maps(module: nn.Module) -> int:
         one
         for one in module.modules()
         if type(one) is nn.Conv2d
-        and (one.kernel_size, one.padding, one.dilation) == ((3, 3), (1, 1), (1, 1))
+        and is_plain_3x3(one)
         and one.stride[0] == one.stride[1]
-        and (one.groups, one.bias, one.padding_mode) == (1, None, 'zeros')
+        and one.bias is None
     ]
     for one in found:
         one.__class__ = SmallMapConv2d

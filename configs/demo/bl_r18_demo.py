@@ -16,8 +16,7 @@ num_classes = 100
 default_data_root = 'work_dirs/demo_data'
 
 ends = [epochs]
-# On CPUs and images this small, float32 convolutions are faster with contiguous tensors.
-model = dict(network='resnet18', num_classes=num_classes, channels_last=False)
+model = dict(network='resnet18', num_classes=num_classes)
 data_preprocessor = dict(rotation=rotation, jitter=jitter)
 train_dataloader = dict(num_workers=0, dataset=dict(size=size, scale=crop_scale))
 val_dataloader = dict(num_workers=0, dataset=dict(size=size, resize=size * 9 // 8))

@@ -1,9 +1,12 @@
 import pytest
+import timm
 import torch
 
 from sd_pretrain.classifier import TimmClassifier
 from sd_pretrain.cli import InputError
+from sd_pretrain.fused_network import FusedConv2d, fused_network
 from sd_pretrain.losses import sd_loss
+from sd_pretrain.small_maps import SmallMapConv2d
 from sd_pretrain.teacher import FrozenTeacher
 
 
@@ -44,6 +47,23 @@ def test_the_teacher_sleeps_whatever_the_model_does(model, images):
         assert torch.equal(value, before[key]), key
     assert torch.equal(model.teacher(images), logits)
     assert all(parameter.grad is None for parameter in model.teacher.network.parameters())
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_on_small_maps_it_trains_as_the_network_of_timm_and_its_teacher_is_fused(channels_last):
+    """The last stage sees 2x2 pixels, where convolutions are computed as products."""
+    model = TimmClassifier('resnet18', 4, {'zero_init_last': False}, channels_last=channels_last).double()
+    plain = timm.create_model('resnet18', num_classes=4).double()
+    plain.load_state_dict(model.network.state_dict())
+    assert sum(type(one) is SmallMapConv2d for one in model.modules()) == 16
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    model(images, LABELS, mode='loss')['loss_ce'].backward()
+    torch.nn.functional.cross_entropy(plain(images), LABELS).backward()
+    for (name, one), other in zip(model.network.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=lambda text, name=name: f'{name}: {text}')
+        assert one.grad.stride() == one.stride()
+    fused = fused_network(model.network.float(), torch.float32)
+    assert sum(isinstance(one, FusedConv2d) for one in fused.modules()) == 20
 
 
 def test_the_loss_is_that_of_student_and_teacher(model, images):

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from torch import nn
 
 from sd_pretrain.bfloat16 import cpu_has_bf16
 from sd_pretrain.cli import InputError
+from sd_pretrain.small_maps import SmallMapConv2d
 from transfer import finetune, mmcv_ops, speed
 from transfer.run_record import load_config
 
@@ -56,6 +58,17 @@ def test_amp_replaces_a_loss_scaling_wrapper():
     options = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': 'dynamic'}
     cfg = load_config(DET, options, amp=True)
     assert cfg.optim_wrapper.type == 'Bf16OptimWrapper' and 'loss_scale' not in cfg.optim_wrapper
+
+
+def test_on_a_cpu_the_shared_roi_head_alone_knows_small_maps(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, bias=False))
+    model.roi_head = nn.Module()
+    model.roi_head.shared_head = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, bias=False))
+    speed.prepare_model(model)
+    assert type(model.roi_head.shared_head[0]) is SmallMapConv2d
+    assert type(model.backbone[0]) is nn.Conv2d
 
 
 @pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
