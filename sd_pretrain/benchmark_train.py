@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,8 @@ def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
 
     gpu = setting.device.type == 'cuda'
     steps = {BASELINE: ours(setting, batches)}
+    if setting.compile:
+        steps['ours BL, not compiled'] = ours(dataclasses.replace(setting, compile=False), batches)
     steps |= {name: ours(setting, batches, teacher) for name, teacher in _TAUGHT.items()}
     steps['ours BL with rotation and jitter'] = ours(setting, batches, augmented=True)
     peers = {'timm': timms, 'torchvision references': torchvisions, 'mmengine defaults': mmengines}

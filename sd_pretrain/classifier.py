@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import timm
 import torch
+from mmengine.dist import is_distributed
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 import sd_pretrain.networks
 import sd_pretrain.preprocessor  # noqa: F401
 from sd_pretrain.cli import InputError
+from sd_pretrain.cuda_graph import GraphedTraining
 from sd_pretrain.losses import sd_loss, top_score_difference
 from sd_pretrain.small_maps import use_small_maps
 from sd_pretrain.teacher import FrozenTeacher
@@ -75,6 +78,8 @@ class TimmClassifier(BaseModel):
         channels_last: memory format of the weights, and of the images if the preprocessor is given as a dict.
         data_preprocessor: config of an :class:`sd_pretrain.preprocessor.ImageBatchPreprocessor`.
         compile: compile network and augmentation (``torch.compile``), in place: names of weights stay.
+        cuda_graph: on a GPU, in a run of one process, record forward and backward pass of the first training
+            batch, and replay them for all of its shape: for small networks whose data is on the device.
         init_seed: draw the initial weights from this seed, whatever the run's; default: from the run's.
         tolerance: ``weight`` and ``classes`` of :func:`sd_pretrain.losses.top_score_difference`, added to the
             loss: the first generation of a tolerant teacher. Default: none.
@@ -91,6 +96,7 @@ class TimmClassifier(BaseModel):
         channels_last: bool = False,
         data_preprocessor: dict | None = None,
         compile: bool = False,
+        cuda_graph: bool = False,
         init_seed: int | None = None,
         tolerance: dict | None = None,
     ):
@@ -115,6 +121,8 @@ class TimmClassifier(BaseModel):
             _compile_for_these_threads()
             # Batches have one shape each in training and validation; a dynamic one would be slower for both.
             self.network.compile(dynamic=False)
+        self.cuda_graph = cuda_graph
+        self._graphed: GraphedTraining | None = None
         self.teacher: FrozenTeacher | None = None
         self._loss_args: dict = {}
         # Of the training batches since they were last reset; the hits stay on the device.
@@ -149,7 +157,7 @@ class TimmClassifier(BaseModel):
         """
         taught = mode == 'loss' and self.teacher is not None
         wait_for_teacher = self.teacher.start(inputs) if taught else None
-        logits = self.network(inputs)
+        logits = self._logits(inputs)
         if mode == 'tensor':
             return logits
         if mode == 'predict':
@@ -166,6 +174,20 @@ class TimmClassifier(BaseModel):
             return losses
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', found '{mode}'")
 
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """The network's, by the CUDA graph that was recorded for them or is now."""
+        learning = self.training and torch.is_grad_enabled()
+        if not (self.cuda_graph and learning and inputs.is_cuda) or is_distributed():
+            return self.network(inputs)
+        if self._graphed is None:
+            try:
+                self._graphed = GraphedTraining(self.network, inputs)
+            except RuntimeError as error:
+                print_log(f'Training goes without a CUDA graph: {error}', logger='current', level=30)
+                self.cuda_graph = False
+        fits = self._graphed is not None and inputs.shape == self._graphed.shape
+        return self._graphed(inputs) if fits else self.network(inputs)
+
     def _count_hits(self, logits: Tensor, labels: Tensor) -> None:
         """Add the batch to ``train_hits`` and ``train_seen``, for :class:`TrainAccuracyHook`.
 
@@ -177,6 +199,7 @@ class TimmClassifier(BaseModel):
         self.train_seen += len(truth)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimmClassifier:
+        self._graphed = None
         if self.teacher is not None:
             self.teacher.apply_to_tensors(fn)
         return super()._apply(fn, recurse)

@@ -52,7 +52,10 @@ class _TwoByTwo(torch.autograd.Function):
                 # One product a tap, its pairs one below the other: they are added up in full precision.
                 left = torch.cat([outs[:, out] for out, _ in pairs])
                 right = torch.cat([sources[:, source] for _, source in pairs])
-                torch.mm(left.t(), right, out=kernel[:, tap])
+                if torch.compiler.is_compiling():  # it knows no such `out`, and does without the copy
+                    kernel[:, tap] = left.t() @ right
+                else:
+                    torch.mm(left.t(), right, out=kernel[:, tap])
             grad_weight = kernel.view(filters, 3, 3, channels).permute(0, 3, 1, 2)
         return grad_maps, grad_weight
 
