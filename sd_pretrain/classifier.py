@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import timm
 import torch
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -17,8 +18,9 @@ from torch import Tensor
 import sd_pretrain.networks
 import sd_pretrain.preprocessor  # noqa: F401
 from sd_pretrain.cli import InputError
-from sd_pretrain.cuda_graph import GraphedTraining
+from sd_pretrain.cuda_graph import RecordedStep
 from sd_pretrain.losses import sd_loss, top_score_difference
+from sd_pretrain.optim import Bf16OptimWrapper
 from sd_pretrain.small_maps import use_small_maps
 from sd_pretrain.teacher import FrozenTeacher
 
@@ -78,8 +80,9 @@ class TimmClassifier(BaseModel):
         channels_last: memory format of the weights, and of the images if the preprocessor is given as a dict.
         data_preprocessor: config of an :class:`sd_pretrain.preprocessor.ImageBatchPreprocessor`.
         compile: compile network and augmentation (``torch.compile``), in place: names of weights stay.
-        cuda_graph: on a GPU, in a run of one process, record forward and backward pass of the first training
-            batch, and replay them for all of its shape: for small networks whose data is on the device.
+        cuda_graph: on a GPU, in a run of one process, record the step of the first training batch up to the
+            optimizer, and replay it for all batches of that shape: for networks so small that launching
+            their operations is what takes the time.
         init_seed: draw the initial weights from this seed, whatever the run's; default: from the run's.
         tolerance: ``weight`` and ``classes`` of :func:`sd_pretrain.losses.top_score_difference`, added to the
             loss: the first generation of a tolerant teacher. Default: none.
@@ -122,7 +125,7 @@ class TimmClassifier(BaseModel):
             # Batches have one shape each in training and validation; a dynamic one would be slower for both.
             self.network.compile(dynamic=False)
         self.cuda_graph = cuda_graph
-        self._graphed: GraphedTraining | None = None
+        self._recorded: RecordedStep | None = None
         self.teacher: FrozenTeacher | None = None
         self._loss_args: dict = {}
         # Of the training batches since they were last reset; the hits stay on the device.
@@ -145,6 +148,45 @@ class TimmClassifier(BaseModel):
         """
         self.teacher = teacher
         self._loss_args = loss_args
+        self._recorded = None
+
+    def train_step(self, data: dict[str, Tensor], optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        """One step on a batch, as in mmengine; with ``cuda_graph`` replayed where that is possible.
+
+        Returns:
+            ``loss`` and its terms, scalars on the device.
+        """
+        recordable = self.cuda_graph and self.training and _plain(optim_wrapper) and not is_distributed()
+        if not (recordable and _on_gpu(self)):
+            return super().train_step(data, optim_wrapper)
+        with optim_wrapper.optim_context(self):
+            data = self.data_preprocessor(data, True)
+            if self._recorded is None and self.cuda_graph:
+                self._record(data)
+            if self._recorded is None or not self._recorded.fits(data):
+                loss, log_vars = self._terms(data)
+            else:
+                loss, log_vars = None, self._recorded(data)
+        self._count_hits(log_vars.pop('hits'), len(data['labels']))
+        if loss is not None:
+            optim_wrapper.update_params(loss)
+        else:
+            optim_wrapper.step()
+            optim_wrapper.zero_grad()
+        return log_vars
+
+    def _record(self, data: dict[str, Tensor]) -> None:
+        try:
+            self._recorded = RecordedStep(self.network, self._terms, data)
+        except RuntimeError as error:
+            print_log(f'Steps are not recorded, and slower: {error}', logger='current', level=30)
+            self.cuda_graph = False
+
+    def _terms(self, data: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what is logged of it together with the ``hits`` of the batch."""
+        losses, hits = self._losses(data['inputs'], data['labels'])
+        loss, log_vars = self.parse_losses(losses)
+        return loss, {**log_vars, 'hits': hits}
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor') -> object:
         """Run the network on normalised images ``(N, 3, H, W)``.
@@ -155,51 +197,51 @@ class TimmClassifier(BaseModel):
             mode: ``'loss'`` gives the terms of :func:`sd_loss`, ``'predict'`` one dict an image with
                 ``logits`` and ``label``, ``'tensor'`` the logits ``(N, C)``.
         """
-        taught = mode == 'loss' and self.teacher is not None
-        wait_for_teacher = self.teacher.start(inputs) if taught else None
-        logits = self._logits(inputs)
+        if mode == 'loss':
+            losses, hits = self._losses(inputs, labels)
+            self._count_hits(hits, len(labels))
+            return losses
+        logits = self.network(inputs)
         if mode == 'tensor':
             return logits
         if mode == 'predict':
             rows = logits.float().unbind()
             marks = [None] * len(rows) if labels is None else labels.unbind()
             return [{'logits': row, 'label': mark} for row, mark in zip(rows, marks, strict=True)]
-        if mode == 'loss':
-            self._count_hits(logits, labels)
-            teacher_logits = wait_for_teacher() if taught else None
-            losses = sd_loss(logits, teacher_logits, labels, **self._loss_args)
-            if self.tolerance is not None:
-                difference = top_score_difference(logits, self.tolerance['classes'])
-                losses['loss_tolerance'] = self.tolerance['weight'] * difference
-            return losses
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', found '{mode}'")
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        """The network's, by the CUDA graph that was recorded for them or is now."""
-        learning = self.training and torch.is_grad_enabled()
-        if not (self.cuda_graph and learning and inputs.is_cuda) or is_distributed():
-            return self.network(inputs)
-        if self._graphed is None:
-            try:
-                self._graphed = GraphedTraining(self.network, inputs)
-            except RuntimeError as error:
-                print_log(f'Training goes without a CUDA graph: {error}', logger='current', level=30)
-                self.cuda_graph = False
-        fits = self._graphed is not None and inputs.shape == self._graphed.shape
-        return self._graphed(inputs) if fits else self.network(inputs)
+    def _losses(self, inputs: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of the loss, and how many images of the batch the student gets right."""
+        wait_for_teacher = None if self.teacher is None else self.teacher.start(inputs)
+        logits = self.network(inputs)
+        truth = labels if labels.ndim == 1 else labels.argmax(1)
+        hits = (logits.detach().argmax(1) == truth).sum()
+        teacher_logits = None if wait_for_teacher is None else wait_for_teacher()
+        losses = sd_loss(logits, teacher_logits, labels, **self._loss_args)
+        if self.tolerance is not None:
+            difference = top_score_difference(logits, self.tolerance['classes'])
+            losses['loss_tolerance'] = self.tolerance['weight'] * difference
+        return losses, hits
 
-    def _count_hits(self, logits: Tensor, labels: Tensor) -> None:
-        """Add the batch to ``train_hits`` and ``train_seen``, for :class:`TrainAccuracyHook`.
+    def _count_hits(self, hits: Tensor, seen: int) -> None:
+        """Add a batch to ``train_hits`` and ``train_seen``, for :class:`TrainAccuracyHook`.
 
         As one of the loss's log variables, the accuracy would be fetched from the device in each iteration.
         """
-        truth = labels if labels.ndim == 1 else labels.argmax(1)
-        hits = (logits.detach().argmax(1) == truth).sum()
         self.train_hits = hits if self.train_hits is None else self.train_hits + hits
-        self.train_seen += len(truth)
+        self.train_seen += seen
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimmClassifier:
-        self._graphed = None
+        self._recorded = None
         if self.teacher is not None:
             self.teacher.apply_to_tensors(fn)
         return super()._apply(fn, recurse)
+
+
+def _plain(optim_wrapper: OptimWrapper) -> bool:
+    """Whether between loss and optimizer there is nothing but the backward pass."""
+    return type(optim_wrapper) in (OptimWrapper, Bf16OptimWrapper) and optim_wrapper._accumulative_counts == 1
+
+
+def _on_gpu(model: TimmClassifier) -> bool:
+    return next(model.parameters()).is_cuda

@@ -1,21 +1,55 @@
-"""CUDA graphs: hundreds of launches in one, of a function of one tensor or of a network in training."""
+"""CUDA graphs: hundreds of launches in one, of a function of one tensor or of a training step.
+
+A ResNet's forward pass is some hundred kernels. At small batches the time to launch them one by one is what
+it costs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from sd_pretrain.optim import like
+
+Outputs = TypeVar('Outputs')
+
+
+def record(function: Callable[[], Outputs], device: torch.device) -> tuple[Callable[[], None], Outputs]:
+    """Record what ``function`` launches.
+
+    Args:
+        function: reads nothing back from the device, and works on memory that stays; it is called four times.
+        device: a CUDA device.
+
+    Returns:
+        A function that launches all of it again, and what ``function`` returned: tensors whose content is
+        that of the latest launch.
+
+    Raises:
+        RuntimeError: it cannot be recorded.
+    """
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    # Libraries choose their algorithms and take their workspaces before anything is recorded.
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Threads of the process group and of loaders may call CUDA meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode='thread_local'):
+        outputs = function()
+    return graph.replay, outputs
 
 
 class CudaGraph:
     """``function`` recorded for inputs of one shape; the host then launches it as a whole.
 
-    A ResNet's forward pass is some hundred kernels. At small batches the time to launch them one by one is
-    what it costs.
-
     Args:
-        function: from one CUDA tensor to one, without reading anything back, on memory that stays.
+        function: from one CUDA tensor to one, as :func:`record` needs it.
         example: an input: shape, type, device and memory format are those of all later ones.
 
     Raises:
@@ -24,73 +58,77 @@ class CudaGraph:
 
     def __init__(self, function: Callable[[Tensor], Tensor], example: Tensor):
         self.inputs = example.clone(memory_format=torch.preserve_format)
-        stream = torch.cuda.Stream(example.device)
-        stream.wait_stream(torch.cuda.current_stream(example.device))
-        # Libraries choose their algorithms and take their workspaces before anything is recorded.
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                function(self.inputs)
-        torch.cuda.current_stream(example.device).wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        # Threads of the process group and of loaders may call CUDA meanwhile.
-        with torch.cuda.graph(self.graph, capture_error_mode='thread_local'):
-            self.outputs = function(self.inputs)
+        self._replay, self.outputs = record(lambda: function(self.inputs), example.device)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Run it on inputs of the recorded shape, of any floating type; a new tensor."""
         self.inputs.copy_(inputs)
-        self.graph.replay()
+        self._replay()
         return self.outputs.clone()
 
 
-class GraphedTraining:
-    """A network in training, its forward and its backward pass a CUDA graph each.
+class RecordedStep:
+    """Forward pass, loss and backward pass of a training step as one CUDA graph; the optimizer is not in it.
 
-    A small network's step takes the time that its launches take, one by one. What is recorded are the
-    network's own operations (:func:`torch.cuda.make_graphed_callables`): its weights, their gradients, the
-    statistics of batch normalisation and what the optimizer does are as without.
-
-    Nothing else may call CUDA while it is recorded: no loader's thread that pins memory, no other process of
-    a group.
+    Recording leaves no trace: buffers, such as the statistics of batch normalisation, are put back.
 
     Args:
-        network: in training mode, on a CUDA device, under the autocast mode that later calls have.
-        example: images ``(N, 3, H, W)``: shape, type, device and memory format are those of all later ones.
+        network: what is trained, on a CUDA device; its buffers are those that ``function`` changes.
+        function: from a batch to the loss and to what is to be known of it, as :func:`record` needs it.
+        batch: tensors by name: shapes and types are those of all later ones.
 
     Raises:
         RuntimeError: it cannot be recorded.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor):
-        self.shape = example.shape
-        before = [buffer.clone() for buffer in network.buffers()]
+    def __init__(
+        self,
+        network: nn.Module,
+        function: Callable[[Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]],
+        batch: Mapping[str, Tensor],
+    ):
+        self._function = function
+        self._batch = {key: one.clone(memory_format=torch.preserve_format) for key, one in batch.items()}
+        self._weights = [one for one in network.parameters() if one.requires_grad]
+        device = self._weights[0].device
+        before = [one.clone() for one in network.buffers()]
         caching = torch.is_autocast_cache_enabled()
-        # Casts that autocast keeps for the rest of the step would be none of the graph's.
+        # A weight that was cast before, and kept for the rest of the step, would be read in all later ones.
         torch.set_autocast_cache_enabled(False)
         try:
-            with torch.random.fork_rng([example.device], device_type='cuda'):
-                # Around the network: the function replaces the ``forward`` of what it is given.
-                self._run = torch.cuda.make_graphed_callables(
-                    _Forward(network), (example.clone(memory_format=torch.preserve_format),)
-                )
+            with torch.random.fork_rng([device], device_type=device.type):
+                self._replay, (self._grads, self._values) = record(self._run, device)
         finally:
             torch.set_autocast_cache_enabled(caching)
-            # It was run on the example some times.
-            with torch.no_grad():
-                for buffer, value in zip(network.buffers(), before, strict=True):
-                    buffer.copy_(value)
+            for buffer, value in zip(network.buffers(), before, strict=True):
+                buffer.copy_(value)
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Logits of images of the recorded shape; they hold until the next call."""
-        return self._run(inputs)
+    def fits(self, batch: Mapping[str, Tensor]) -> bool:
+        """Whether a batch is of the recorded form."""
+        return _form(batch) == _form(self._batch)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give every weight its gradient, in memory that the next call writes anew.
+
+        Returns:
+            The second value of ``function``, as new tensors without gradient.
+        """
+        for key, one in batch.items():
+            self._batch[key].copy_(one)
+        self._replay()
+        for weight, grad in zip(self._weights, self._grads, strict=True):
+            weight.grad = grad
+        return {key: value.clone() for key, value in self._values.items()}
+
+    def _run(self) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+        loss, values = self._function(self._batch)
+        # The backward pass has the types of the forward pass, and asks autocast for none.
+        with torch.autocast(loss.device.type, enabled=False):
+            grads = torch.autograd.grad(loss, self._weights, allow_unused=True)
+        pairs = zip(self._weights, grads, strict=True)
+        laid_out = [None if grad is None else like(weight, grad) for weight, grad in pairs]
+        return laid_out, {key: value.detach() for key, value in values.items()}
 
 
-class _Forward(nn.Module):
-    """Calls the network, whatever that has in the place of its ``forward``."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.network(inputs)
+def _form(batch: Mapping[str, Tensor]) -> dict[str, tuple]:
+    return {key: (one.shape, one.dtype) for key, one in batch.items()}

@@ -48,7 +48,7 @@ class FusedSGD(torch.optim.SGD):
     On a CPU that kernel takes weight, gradient and momentum number by number as they lie in memory. Where
     their layouts differ it silently takes the wrong ones together, as ``torch.optim.SGD(fused=True)`` does
     after a resume in another memory format; and it copies whatever is channels-last for nothing. Here it gets
-    all three in the weight's order, as contiguous views.
+    all three in the weight's order, as contiguous views. On a GPU it takes any order that all three have.
 
     Args:
         params: as of ``torch.optim.SGD``, as are the others.
@@ -86,8 +86,8 @@ class FusedSGD(torch.optim.SGD):
         super().load_state_dict(state_dict)
         for weight, state in self.state.items():
             momentum = state.get('momentum_buffer')
-            if momentum is not None and momentum.stride() != weight.stride():
-                state['momentum_buffer'] = torch.empty_like(weight).copy_(momentum)
+            if momentum is not None:
+                state['momentum_buffer'] = like(weight, momentum)
 
     def _step_group(self, group: dict[str, Any]) -> None:
         weights, grads, momenta = [], [], []
@@ -96,7 +96,7 @@ class FusedSGD(torch.optim.SGD):
                 continue
             view = _memory_order(weight)
             weights.append(view(weight))
-            grads.append(view(weight.grad).contiguous())
+            grads.append(view(like(weight, weight.grad)))
             if group['momentum'] != 0:
                 state = self.state[weight]
                 if state.get('momentum_buffer') is None:
@@ -116,9 +116,23 @@ class FusedSGD(torch.optim.SGD):
         )
 
 
+def like(weight: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor of the weight's shape, such as its gradient, with the weight's strides."""
+    if tensor.stride() == weight.stride():
+        return tensor
+    strides = zip(weight.shape, tensor.stride(), weight.stride(), strict=True)
+    if all(size == 1 or one == other for size, one, other in strides):
+        return tensor.as_strided(weight.shape, weight.stride())
+    return torch.empty_like(weight).copy_(tensor)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _memory_order(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """The view of tensors of its shape in which ``weight`` is contiguous."""
-    if weight.is_contiguous():
-        return lambda tensor: tensor
+    """On a CPU, the view of tensors of its shape in which ``weight`` is contiguous."""
+    if weight.is_cuda or weight.is_contiguous():
+        return _as_it_is
     order = sorted(range(weight.ndim), key=weight.stride, reverse=True)
     return lambda tensor: tensor.permute(order)

@@ -67,7 +67,9 @@ class FrozenTeacher:
         with torch.autocast(inputs.device.type, enabled=False), torch.no_grad():
             if self._forward is None:
                 self._prepare(inputs)
-            if self._graph is not None and inputs.shape == self._graph.inputs.shape:
+            recorded = self._graph is not None and inputs.shape == self._graph.inputs.shape
+            # Within a graph that is being recorded it is part of that one.
+            if recorded and not torch.cuda.is_current_stream_capturing():
                 return self._graph(inputs)
             return self._forward(self._cast(inputs))
 
