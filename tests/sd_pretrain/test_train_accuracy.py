@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from sd_pretrain import classifier
 from sd_pretrain.classifier import TimmClassifier
 from sd_pretrain.teacher import FrozenTeacher
 
@@ -41,13 +42,13 @@ def test_a_training_logs_it_once_an_epoch_also_after_a_resume(
     tiny_config, image_folder, tmp_path, run_tool, monkeypatch
 ):
     counts = []
-    count_hits = TimmClassifier._count_hits
+    loss = classifier.sd_loss
 
-    def counted(self, logits, labels):
+    def counted(logits, teacher_logits, labels, **more):
         counts.append(int((logits.argmax(1) == labels).sum()))
-        count_hits(self, logits, labels)
+        return loss(logits, teacher_logits, labels, **more)
 
-    monkeypatch.setattr(TimmClassifier, '_count_hits', counted)
+    monkeypatch.setattr(classifier, 'sd_loss', counted)
     work_dir = tmp_path / 'run'
     args = (tiny_config, '--data-root', image_folder, '--work-dir', work_dir)
     assert run_tool('train.py', *args) == 0
