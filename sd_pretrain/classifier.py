@@ -161,21 +161,20 @@ class TimmClassifier(BaseModel):
             return super().train_step(data, optim_wrapper)
         with optim_wrapper.optim_context(self):
             data = self.data_preprocessor(data, True)
-            if self._recorded is None and self.cuda_graph:
+            if self._recorded is None:
                 self._record(data)
-            if self._recorded is None or not self._recorded.fits(data):
-                loss, log_vars = self._terms(data)
-            else:
-                loss, log_vars = None, self._recorded(data)
+            replay = self._recorded is not None and self._recorded.fits(data)
+            loss, log_vars = (None, self._recorded(data)) if replay else self._terms(data)
         self._count_hits(log_vars.pop('hits'), len(data['labels']))
-        if loss is not None:
-            optim_wrapper.update_params(loss)
-        else:
+        if replay:
             optim_wrapper.step()
             optim_wrapper.zero_grad()
+        else:
+            optim_wrapper.update_params(loss)
         return log_vars
 
     def _record(self, data: dict[str, Tensor]) -> None:
+        """Record the step of this batch; where that cannot be, never try again."""
         try:
             self._recorded = RecordedStep(self.network, self._terms, data)
         except RuntimeError as error:

@@ -37,7 +37,7 @@ def batches(counts=COUNTS):
 
 
 def train(model, device='cpu', amp=False, teacher_after=None, lr=0.05):
-    """What is logged of each step; the fourth image batch on, a snapshot teaches."""
+    """What is logged of each step; after ``teacher_after`` of them a snapshot teaches."""
     model = model.to(device).train()
     wrapper = Bf16OptimWrapper if amp else OptimWrapper
     optimizer = wrapper(FusedSGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True))
