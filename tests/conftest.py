@@ -1,4 +1,4 @@
-"""Fixtures for all tests: real data where there is some, a tiny VOC tree, one thread for torch."""
+"""For all tests: who sees a GPU; real data where there is some, a tiny VOC tree, one thread for torch."""
 
 from __future__ import annotations
 
@@ -20,6 +20,28 @@ CLASS_NAMES = (
     'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor',
 )
 # fmt: on
+
+# Most tests are about a CPU, many to the bit: they find none of the machine's GPUs, nor do the processes that
+# they start. Those marked so need one, and run by themselves: ``pytest -m cuda``.
+_NEEDS_GPU = 'cuda'
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs before any test is imported, and torch with it."""
+    config.addinivalue_line('markers', f'{_NEEDS_GPU}: needs a CUDA GPU; only "-m {_NEEDS_GPU}" shows it one')
+    if config.option.markexpr != _NEEDS_GPU:
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where none is found."""
+    import torch
+
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason=f'needs a CUDA GPU and "pytest -m {_NEEDS_GPU}"')
+        for item in items:
+            if item.get_closest_marker(_NEEDS_GPU):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope='session', autouse=True)

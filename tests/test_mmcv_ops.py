@@ -13,9 +13,7 @@ from transfer import mmcv_ops
 mmcv_ops.install()
 from mmcv import ops  # noqa: E402
 
-CUDA = pytest.param(
-    'cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here')
-)
+CUDA = pytest.param('cuda', marks=pytest.mark.cuda)
 DEVICES = ['cpu', CUDA]
 stand_in = pytest.mark.skipif(mmcv_ops.provider() == 'compiled', reason='a compiled mmcv is in use')
 

@@ -16,7 +16,6 @@ from sd_pretrain.classifier import TimmClassifier
 from sd_pretrain.optim import Bf16OptimWrapper, FusedSGD
 from sd_pretrain.teacher import FrozenTeacher
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 COUNTS = (32, 32, 20, 32, 32, 32, 20)
 
 
@@ -139,7 +138,7 @@ def test_without_a_gpu_nothing_is_recorded():
     assert model._recorded is None and model.cuda_graph
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize('network', ['cifar_resnet20', 'resnet18'])
 @pytest.mark.parametrize('compile', [False, True], ids=['eager', 'compiled'])
 def test_cuda_steps_are_those_without_a_graph(network, compile):
@@ -154,7 +153,7 @@ def test_cuda_steps_are_those_without_a_graph(network, compile):
     assert recorded.network.bn1.num_batches_tracked == len(COUNTS)
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_cuda_recording_leaves_no_trace_and_reads_the_weights_of_the_moment():
     model = build(cuda_graph=True).cuda().train()
     model.train_step(batches((8,))[0], OptimWrapper(FusedSGD(model.parameters(), lr=0.0)))
@@ -167,7 +166,7 @@ def test_cuda_recording_leaves_no_trace_and_reads_the_weights_of_the_moment():
     assert torch.equal(torch.cuda.get_rng_state(), random)
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_cuda_a_model_that_moves_is_recorded_anew():
     model = build(cuda_graph=True).cuda().train()
     model.train_step(batches((8,))[0], OptimWrapper(FusedSGD(model.parameters(), lr=0.0)))

@@ -138,7 +138,7 @@ def test_cifar_batches_are_not_read_either(runner, tmp_path):
     assert counts[10] == counts[19]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.cuda
 def test_cuda_is_not_waited_for_between_the_logs(runner):
     run = runner('run', {**WORKER, 'optim_wrapper.type': 'Bf16OptimWrapper'})
 

@@ -152,7 +152,7 @@ def test_a_shape_that_cudnn_does_not_fuse_is_computed_in_steps(monkeypatch):
     assert conv._run == conv._plain
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.cuda
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-3), (torch.bfloat16, 0.04)])
 def test_cuda_computes_what_the_network_computes(dtype, tolerance):
     network = build('resnet50').cuda()

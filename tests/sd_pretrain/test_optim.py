@@ -88,7 +88,7 @@ def test_the_step_gives_the_loss_of_a_closure():
     assert optimizer.step(loss) == 4 and weight == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.cuda
 def test_a_gradient_scaler_on_a_gpu_is_heard():
     weight = nn.Parameter(torch.ones(3, device='cuda'))
     optimizer = FusedSGD([weight], lr=0.1)

@@ -10,8 +10,6 @@ from torch.utils.data import DataLoader, default_collate
 from sd_pretrain.prefetch import PrefetchingLoader, collate_channels_last, map_tensors, one_ahead
 from sd_pretrain.preprocessor import ImageBatchPreprocessor
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-
 
 @pytest.fixture
 def samples():
@@ -99,7 +97,7 @@ def test_a_run_without_a_gpu_keeps_its_loader(run_tool, tiny_config, image_folde
     assert cfg.train_dataloader.collate_fn.type == 'collate_channels_last'
 
 
-@needs_gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize('on_device', [False, True])
 def test_cuda_batches_arrive_whole_and_in_order(on_device):
     """Large pinned batches, and work on the training stream that still reads one when the next is copied."""

@@ -169,10 +169,7 @@ def test_wrong_options_are_said_before_any_training(options, said):
         SnapshotDistillationHook(ends=[1, 2], teacher_options=options)
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
-
-
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize('overlap', [False, True])
 @pytest.mark.parametrize('cuda_graph', [False, True])
 def test_cuda_graphs_and_streams_change_nothing(cuda_graph, overlap):
@@ -187,7 +184,7 @@ def test_cuda_graphs_and_streams_change_nothing(cuda_graph, overlap):
     assert (teacher._graph is not None) == cuda_graph
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_cuda_graph_keeps_logits_of_earlier_batches():
     teacher = FrozenTeacher(timm.create_model('resnet18', num_classes=10).cuda())
     first, second = torch.randn(2, 8, 3, 64, 64, device='cuda')

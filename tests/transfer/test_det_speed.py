@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from PIL import Image
@@ -120,9 +119,6 @@ def test_predictions_are_those_of_single_images_in_the_order_of_the_list(data_ro
 
 
 def test_two_processes_put_their_images_in_the_order_of_the_list(data_root, tmp_path):
-    """Without GPUs: with them it would take two."""
-    if torch.cuda.is_available():
-        pytest.skip('with GPUs this takes two of them')
     command = [
         *[sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'],
         *['-m', 'transfer.finetune', 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py', '--backbone', 'none'],

@@ -192,9 +192,7 @@ def test_an_image_that_breaks_off_names_itself(data_root, tmp_path):
 
 
 def test_two_processes_share_the_total_batch(backbone, data_root, tmp_path):
-    """Without GPUs: gloo instead of nccl, BN instead of SyncBN."""
-    if torch.cuda.is_available():
-        pytest.skip('with GPUs this takes two of them: see the runner')
+    """By gloo instead of nccl, with BN instead of SyncBN."""
     command = [
         *[sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'],
         *['-m', 'transfer.finetune', SEG, '--backbone', str(backbone), '--work-dir', str(tmp_path / 'two')],

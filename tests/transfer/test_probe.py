@@ -236,7 +236,7 @@ def test_a_damaged_file_of_features_is_named(tmp_path):
         kept(tmp_path / 'f.npz', None)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.cuda
 def test_a_gpu_computes_the_same_features(backbones, data_root, monkeypatch):
     cfg = tiny_config(data_root)
     network, _ = build_backbone(cfg, read_backbone(backbones['A']), seed=0)
@@ -251,7 +251,12 @@ def test_backbones_are_probed_through_the_tool(backbones, data_root, tmp_path):
         *['--work-dir', str(tmp_path / 'w'), '--parallel', '2', f'A={backbones["A"]}', 'scratch=none'],
         *['--cfg-options', *TINY],
     ]
-    environment = {'PYTHONPATH': str(REPO), 'OMP_NUM_THREADS': '1', 'PATH': '/usr/bin:/bin'}
+    environment = {
+        'PYTHONPATH': str(REPO),
+        'OMP_NUM_THREADS': '1',
+        'PATH': '/usr/bin:/bin',
+        'CUDA_VISIBLE_DEVICES': '',
+    }
     found = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPO)
     assert found.returncode == 0, found.stdout + found.stderr
     assert 'mAP linear' in found.stdout and 'scratch' in found.stdout

@@ -228,6 +228,7 @@ def test_two_backbones_from_checkpoints_to_table(in_repo, checkpoints, write_tin
         'PYTHONPATH': str(REPO),
         'OMP_NUM_THREADS': '1',
         'PATH': '/usr/bin:/bin',
+        'CUDA_VISIBLE_DEVICES': '',
         'HOME': str(tmp_path),
     }
     first = subprocess.run(command, capture_output=True, text=True, env=environment)
