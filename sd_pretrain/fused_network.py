@@ -36,7 +36,7 @@ def fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Args:
         network: float32; it is copied and left as it is.
-        dtype: of convolutions and activations: float32 or bfloat16.
+        dtype: of convolutions and activations: float32, float16 or bfloat16.
 
     Returns:
         A module that takes images ``(N, 3, H, W)`` of ``dtype``, channels-last, and gives float32 logits.
@@ -214,7 +214,7 @@ def _is_relu(graph: fx.GraphModule, node: fx.Node | None) -> bool:
 def _onednn(dtype: torch.dtype) -> bool:
     """Whether PyTorch's oneDNN has convolutions with pointwise operations for this type on this CPU."""
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_convolution_pointwise')
-    return there and (dtype != torch.bfloat16 or cpu_has_bf16())
+    return there and (dtype == torch.float32 or (dtype == torch.bfloat16 and cpu_has_bf16()))
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def trained(photos):
     return network.eval()
 
 
-@pytest.mark.parametrize('precision, tolerance', [('float32', 1e-5), ('bfloat16', 0.02)])
+@pytest.mark.parametrize('precision, tolerance', [('float32', 1e-5), ('float16', 2e-3), ('bfloat16', 0.02)])
 def test_it_agrees_with_the_plain_network_on_photos(trained, photos, precision, tolerance):
     images, labels = photos
     with torch.no_grad():
@@ -109,6 +109,30 @@ def test_automatic_precision_is_what_the_cpu_is_made_for():
     assert torch.equal(logits, FrozenTeacher(network, precision=precision)(images))
 
 
+@pytest.mark.cuda
+def test_automatic_precision_on_a_gpu_is_float16_whatever_the_network_is():
+    images = torch.randn(8, 3, 32, 32, device='cuda')
+    for network in (small().cuda(), Undecided().cuda()):
+        logits = FrozenTeacher(network)(images)
+        assert torch.equal(logits, FrozenTeacher(network, precision='float16')(images))
+        with torch.no_grad():
+            torch.testing.assert_close(logits, network(images), rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_a_network_beyond_the_range_of_float16_teaches_in_bfloat16(fused, monkeypatch):
+    said = []
+    monkeypatch.setattr('sd_pretrain.teacher.print_log', lambda text, *_, **__: said.append(text))
+    network = small() if fused else Undecided()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        (network.conv1[0] if fused else network.fc).weight.mul_(1e8)
+    logits = FrozenTeacher(network, precision='float16')(images)
+    assert logits.isfinite().all()
+    assert torch.equal(logits, FrozenTeacher(network, precision='bfloat16')(images))
+    assert sum('leaves the range of float16' in text for text in said) == 1
+
+
 def test_autocast_of_the_student_is_not_the_teachers():
     network, images = small(), torch.randn(2, 3, 32, 32)
     teacher = FrozenTeacher(network, precision='float32')
@@ -160,7 +184,7 @@ def test_a_network_that_cannot_be_fused_teaches_as_it_is():
 @pytest.mark.parametrize(
     'options, said',
     [
-        ({'precision': 'fp8'}, "one of auto, float32, bfloat16; found 'fp8'"),
+        ({'precision': 'fp8'}, "one of auto, float32, float16, bfloat16; found 'fp8'"),
         ({'speed': 11}, 'has no speed; it takes precision, cuda_graph, overlap'),
     ],
 )
