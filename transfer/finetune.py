@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-import sd_pretrain.optim  # noqa: F401  (registers what --amp names)
+import sd_pretrain.optim  # noqa: F401  (registers what --amp and right_fused_sgd name)
 from sd_pretrain.cli import InputError, Options, run_main, set_data_root, split_total_batch
 from sd_pretrain.launch import LAUNCHERS, init_distributed, is_main_process, leave_distributed, world_size
 from sd_pretrain.memory import keep_freed_memory
@@ -33,7 +34,7 @@ from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
 from transfer.confusion import save_confusion
 from transfer.predictions import image_names, save_predictions
 from transfer.run_record import load_config, open_run
-from transfer.speed import check_amp, prepare_model
+from transfer.speed import check_amp, prepare_model, right_fused_sgd
 
 
 def parse_args(
@@ -68,6 +69,12 @@ class FinetuneRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Prepare the model, and wrap it for several processes."""
         return super().wrap_model(model_wrapper_cfg, prepare_model(model))
+
+    def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
+        """Build the optimizer, fused as the config says."""
+        if isinstance(optim_wrapper, Mapping):
+            optim_wrapper = right_fused_sgd(optim_wrapper)
+        return super().build_optim_wrapper(optim_wrapper)
 
     def build_dataloader(self, dataloader: dict | DataLoader, *args: Any, **kwargs: Any) -> DataLoader:
         """Build a loader whose images are decoded once, unless the config says ``cache_images = False``."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +49,20 @@ def prepare_model(model: nn.Module) -> nn.Module:
     if head is not None:
         use_small_maps(head)
     return model
+
+
+def right_fused_sgd(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config's ``optim_wrapper`` whose ``SGD(fused=True)`` is ours.
+
+    PyTorch's own takes the wrong numbers together where weight, gradient and momentum lie differently in
+    memory, as they do when a GPU's run, which is channels-last, is resumed on a CPU
+    (:class:`sd_pretrain.optim.FusedSGD`).
+    """
+    changed = copy.deepcopy(dict(optim_wrapper))
+    optimizer = changed.get('optimizer', {})
+    if optimizer.get('type') == 'SGD' and optimizer.pop('fused', False):
+        optimizer['type'] = 'FusedSGD'
+    return changed
 
 
 def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -169,6 +169,35 @@ def test_detection_is_broken_off_and_goes_on(backbone, data_root, tmp_path, monk
     assert epochs == [0, 1, 1], 'a finished run is not run again'
 
 
+def test_a_run_of_another_memory_format_goes_on_as_it_was(data_root, tmp_path, monkeypatch):
+    """A checkpoint from a GPU has its momentum channels-last; PyTorch's fused SGD would mix it up."""
+
+    def break_off(self, runner):
+        if runner.epoch == 1:
+            raise KeyboardInterrupt
+
+    works = [tmp_path / 'cpu', tmp_path / 'gpu']
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune._ResultHook, 'before_train_epoch', break_off)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.finetune(arguments(DET, 'none', works[0], data_root))
+    shutil.copytree(*works)
+    checkpoint = torch.load(works[1] / 'epoch_1.pth', weights_only=False)
+    changed = 0
+    for state in checkpoint['optimizer']['state'].values():
+        momentum = state['momentum_buffer']
+        if momentum.ndim == 4:
+            state['momentum_buffer'] = momentum.contiguous(memory_format=torch.channels_last)
+            changed += not state['momentum_buffer'].is_contiguous()
+    assert changed > 10
+    torch.save(checkpoint, works[1] / 'epoch_1.pth')
+    for work_dir in works:
+        finetune.finetune(arguments(DET, 'none', work_dir, data_root, '--resume'))
+    found = [torch.load(one / 'epoch_2.pth', weights_only=False) for one in works]
+    for key, weight in found[0]['state_dict'].items():
+        assert torch.equal(weight, found[1]['state_dict'][key]), key
+
+
 def test_segmentation_from_random_weights(data_root, tmp_path):
     finetune.finetune(arguments(SEG, 'none', tmp_path / 'scratch', data_root))
     result = json.loads((tmp_path / 'scratch' / 'result.json').read_text())
