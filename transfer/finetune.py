@@ -68,6 +68,10 @@ class FinetuneRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Prepare the model, and wrap it for several processes."""
+        if self.cfg.get('batched_heads'):
+            from transfer.det_batched import batch_detector
+
+            self.logger.info(f'for whole batches: {", ".join(batch_detector(model)) or "nothing"}')
         return super().wrap_model(model_wrapper_cfg, prepare_model(model))
 
     def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:

@@ -1,0 +1,421 @@
+"""What mmdet does in a detection step with one image after the other, for the whole batch at once.
+
+Between backbone and loss, mmdet's RPN and RoI head launch some hundred tiny kernels for each image, and a GPU
+idles while the host reads what came out. Here most of it is done once for a batch, with one reading a head:
+which anchor or proposal belongs to which object. The results are mmdet's, random choices included, up to
+rounding and to the order of equal scores.
+
+A head with settings that are not known here stays mmdet's (:func:`batch_detector`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.ops import batched_nms
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.models.dense_heads import RPNHead
+from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.task_modules import DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
+from mmdet.models.task_modules.assigners import BboxOverlaps2D
+from mmdet.models.utils import unpack_gt_instances
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine.model import ImgDataPreprocessor
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+# Overlaps computed at a time, in some six copies; beyond that a head works image by image as mmdet does.
+_MOST_OVERLAPS = 2**25
+_NOT_THERE = -2
+
+
+def batch_detector(model: nn.Module) -> list[str]:
+    """Let the parts of a built detector work on whole batches, where their settings are known; keys stay.
+
+    Returns:
+        Names of the parts changed.
+    """
+    changed = []
+    for name, kind, batched, known in (
+        ('data_preprocessor', DetDataPreprocessor, BatchedDetDataPreprocessor, _known_preprocessor),
+        ('rpn_head', RPNHead, BatchedRPNHead, _known_rpn),
+        ('roi_head', StandardRoIHead, BatchedRoIHead, _known_roi_head),
+    ):
+        part = getattr(model, name, None)
+        if type(part) is kind and known(part):
+            part.__class__ = batched
+            changed.append(name)
+    return changed
+
+
+def _known_preprocessor(part: DetDataPreprocessor) -> bool:
+    return part._enable_normalize and len(part.mean) == 3 and part.pad_value == 0
+
+
+def _known_rpn(head: RPNHead) -> bool:
+    sampler = getattr(head, 'sampler', None)
+    return (
+        bool(head.train_cfg)
+        and head.cls_out_channels == 1
+        and not head.reg_decoded_bbox
+        and _known_coder(head.bbox_coder)
+        and _known_assigner(head.assigner)
+        and _known_sampler(sampler)
+        and not sampler.add_gt_as_proposals
+    )
+
+
+def _known_roi_head(head: StandardRoIHead) -> bool:
+    return (
+        bool(head.train_cfg)
+        and head.with_bbox
+        and not head.with_mask
+        and not head.bbox_head.reg_decoded_bbox
+        and _known_coder(head.bbox_head.bbox_coder)
+        and _known_assigner(head.bbox_assigner)
+        and _known_sampler(head.bbox_sampler)
+    )
+
+
+def _known_coder(coder: Any) -> bool:
+    return type(coder) is DeltaXYWHBBoxCoder and not coder.use_box_type
+
+
+def _known_assigner(assigner: Any) -> bool:
+    return (
+        type(assigner) is MaxIoUAssigner
+        and type(assigner.iou_calculator) is BboxOverlaps2D
+        and assigner.iou_calculator.dtype is None
+        and isinstance(assigner.neg_iou_thr, float)
+        and assigner.ignore_iof_thr <= 0
+        and assigner.gpu_assign_thr <= 0
+        and assigner.perm_repeat_gt_cfg is None
+        and (not assigner.match_low_quality or (assigner.gt_max_assign_all and assigner.min_pos_iou >= 0))
+    )
+
+
+def _known_sampler(sampler: Any) -> bool:
+    return type(sampler) is RandomSampler and sampler.neg_pos_ub < 0
+
+
+class _BatchedNormalisation(ImgDataPreprocessor):
+    """Stands between mmdet's preprocessor and mmengine's, whose part it does."""
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Normalise and pad images of 3 channels and any size to one batch, padded with zeros."""
+        images = data['inputs']
+        if isinstance(images, Tensor):
+            return super().forward(data, training)
+        data = self.cast_data(data)
+        images, divisor = data['inputs'], self.pad_size_divisor
+        height, width = (
+            math.ceil(max(one.shape[axis] for one in images) / divisor) * divisor for axis in (1, 2)
+        )
+        # What is padded holds the mean, and is 0 afterwards.
+        batch = self.mean.expand(len(images), 3, height, width)
+        batch = batch.contiguous(
+            memory_format=torch.channels_last if batch.is_cuda else torch.contiguous_format
+        )
+        for place, image in zip(batch, images, strict=True):
+            place[:, : image.shape[1], : image.shape[2]] = (
+                image.flip(0) if self._channel_conversion else image
+            )
+        data['inputs'] = batch.sub_(self.mean).div_(self.std)
+        data.setdefault('data_samples', None)
+        return data
+
+
+class BatchedDetDataPreprocessor(DetDataPreprocessor, _BatchedNormalisation):
+    """``DetDataPreprocessor`` that normalises all images of a batch at once."""
+
+
+class BatchedRPNHead(RPNHead):
+    """``RPNHead`` that finds targets and proposals of all images of a batch at once."""
+
+    def get_anchors(
+        self, featmap_sizes: list[tuple], batch_img_metas: list[dict], device: torch.device | str = 'cuda'
+    ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Anchors of each image and level, and which of them are on the image; equal ones are shared."""
+        anchors = self.prior_generator.grid_priors(featmap_sizes, device=device)
+        shapes = [tuple(meta['pad_shape'][:2]) for meta in batch_img_metas]
+        flags = {one: self.prior_generator.valid_flags(featmap_sizes, one, device) for one in set(shapes)}
+        return [anchors] * len(shapes), [flags[one] for one in shapes]
+
+    def get_targets(
+        self,
+        anchor_list: list[list[Tensor]],
+        valid_flag_list: list[list[Tensor]],
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: Any = None,
+        **more: Any,
+    ) -> tuple:
+        """For each level labels ``(B, A)``, their weights, box targets ``(B, A, 4)`` and their weights.
+
+        Last comes the number of anchors in the loss. See ``AnchorHead.get_targets``.
+        """
+        sizes = [len(level) for level in anchor_list[0]]
+        images, anchors = len(anchor_list), torch.cat(anchor_list[0])
+        truth = _Truth(batch_gt_instances)
+        if more or images * truth.most * len(anchors) > _MOST_OVERLAPS:
+            return super().get_targets(
+                anchor_list,
+                valid_flag_list,
+                batch_gt_instances,
+                batch_img_metas,
+                batch_gt_instances_ignore,
+                **more,
+            )
+        there = torch.stack([torch.cat(flags) for flags in valid_flag_list])
+        border = self.train_cfg['allowed_border']
+        if border >= 0:
+            shapes = [meta['img_shape'][:2] for meta in batch_img_metas]
+            heights, widths = _send(np.array(shapes).T + border, anchors.device)
+            there &= (anchors[:, :2] >= -border).all(1)
+            there &= (anchors[:, 2] < widths[:, None]) & (anchors[:, 3] < heights[:, None])
+        found = assign(anchors.expand(images, -1, 4), there, truth, self.assigner)
+        rows = _read(found)
+        if (rows == _NOT_THERE).all(1).any():
+            raise ValueError(
+                'an image has no anchor inside its borders: check its size and those of the anchors, or set '
+                'train_cfg.rpn.allowed_border to -1'
+            )
+        positive, negative = sample(rows, self.sampler)
+        number = sum(max(len(one), 1) for one in (*positive, *negative))
+        flat = [
+            np.concatenate([image * len(anchors) + one for image, one in enumerate(some)])
+            for some in (positive, negative)
+        ]
+        places, others = _send(flat, anchors.device)
+        image, anchor = places // len(anchors), anchors[places % len(anchors)]
+        which = found.flatten()[places] - 1
+
+        total = images * len(anchors)
+        labels = anchors.new_full((total,), self.num_classes, dtype=torch.long)
+        label_weights = anchors.new_zeros(total)
+        targets, weights = anchors.new_zeros(2, total, 4)
+        labels[places] = truth.labels[image, which]
+        positive_weight = self.train_cfg['pos_weight']
+        label_weights[places] = 1.0 if positive_weight <= 0 else positive_weight
+        label_weights[others] = 1.0
+        targets[places] = self.bbox_coder.encode(anchor, truth.boxes[image, which])
+        weights[places] = 1.0
+        return *(
+            list(one.unflatten(0, (images, -1)).split(sizes, 1))
+            for one in (labels, label_weights, targets, weights)
+        ), number
+
+    def predict_by_feat(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        score_factors: Any = None,
+        batch_img_metas: list[dict] | None = None,
+        cfg: Any = None,
+        rescale: bool = False,
+        with_nms: bool = True,
+    ) -> list[InstanceData]:
+        """For each image its proposals, best first: ``bboxes`` ``(n, 4)``, ``scores``, ``labels`` (all 0)."""
+        if rescale or not with_nms or score_factors is not None:
+            return super().predict_by_feat(
+                cls_scores, bbox_preds, score_factors, batch_img_metas, cfg, rescale, with_nms
+            )
+        cfg = self.test_cfg if cfg is None else cfg
+        images, most = len(batch_img_metas), cfg.get('nms_pre', -1)
+        priors = self.prior_generator.grid_priors(
+            [one.shape[-2:] for one in cls_scores], dtype=cls_scores[0].dtype, device=cls_scores[0].device
+        )
+        kept = []
+        for level, (scores, deltas, anchors) in enumerate(zip(cls_scores, bbox_preds, priors, strict=True)):
+            scores = scores.detach().permute(0, 2, 3, 1).flatten(1).sigmoid()
+            deltas = deltas.detach().permute(0, 2, 3, 1).reshape(images, -1, 4)
+            anchors = anchors.expand_as(deltas)
+            if 0 < most < scores.shape[1]:
+                scores, order = scores.sort(dim=1, descending=True)
+                scores, order = scores[:, :most], order[:, :most, None].expand(-1, -1, 4)
+                deltas, anchors = deltas.gather(1, order), anchors.gather(1, order)
+            kept.append((scores, deltas, anchors, torch.full_like(scores[0], level, dtype=torch.long)))
+        scores, deltas, anchors = (torch.cat(one, 1) for one in list(zip(*kept, strict=True))[:3])
+        levels = torch.cat([one[3] for one in kept])
+        boxes = self.bbox_coder.decode(anchors.flatten(0, 1), deltas.flatten(0, 1)).view_as(deltas)
+        if self.bbox_coder.clip_border:
+            shapes = np.array([meta['img_shape'][:2] for meta in batch_img_metas], np.float32)
+            (limits,) = _send([shapes[:, ::-1].copy()], boxes.device)
+            boxes = boxes.clamp(min=0).minimum(limits.repeat(1, 2)[:, None])
+        return self._without_overlaps(boxes, scores, levels, cfg)
+
+    def _without_overlaps(
+        self, boxes: Tensor, scores: Tensor, levels: Tensor, cfg: Any
+    ) -> list[InstanceData]:
+        chosen = None
+        if cfg.get('min_bbox_size', -1) >= 0:
+            large = ((boxes[..., 2:] - boxes[..., :2]) > cfg.min_bbox_size).all(2)
+            chosen = None if large.all() else large
+        results = []
+        for image, (box, score) in enumerate(zip(boxes, scores, strict=True)):
+            level = levels
+            if chosen is not None:
+                box, score, level = (one[chosen[image]] for one in (box, score, level))
+            if len(box):
+                found, _ = batched_nms(box, score, level, cfg.nms)
+                box, score = found[: cfg.max_per_img].split((4, 1), 1)
+                score = score.squeeze(1)
+            result = InstanceData(bboxes=box, scores=score)
+            result.labels = torch.zeros_like(score, dtype=torch.long)
+            results.append(result)
+        return results
+
+
+class BatchedRoIHead(StandardRoIHead):
+    """``StandardRoIHead`` that assigns and samples the proposals of all images of a batch at once."""
+
+    def loss(
+        self, x: tuple[Tensor, ...], rpn_results_list: list[InstanceData], batch_data_samples: list
+    ) -> dict[str, Tensor]:
+        """Losses of the sampled proposals; see ``StandardRoIHead.loss``."""
+        instances = unpack_gt_instances(batch_data_samples)[0]
+        truth, proposals = _Truth(instances), [one.bboxes for one in rpn_results_list]
+        if len(proposals) * max(map(len, proposals)) * truth.most > _MOST_OVERLAPS:
+            return super().loss(x, rpn_results_list, batch_data_samples)
+        padded = pad_sequence(proposals, batch_first=True)
+        counts = [len(one) for one in proposals]
+        (there,) = _send([np.arange(padded.shape[1]) < np.array(counts)[:, None]], padded.device)
+        found = _read(assign(padded, there, truth, self.bbox_assigner))
+        rows = [row[:count] for row, count in zip(found, counts, strict=True)]
+        if self.bbox_sampler.add_gt_as_proposals:
+            proposals = [one for pair in zip(truth.of_images, proposals, strict=True) for one in pair]
+            rows = [
+                np.concatenate([np.arange(1, count + 1), row])
+                for count, row in zip(truth.counts, rows, strict=True)
+            ]
+        rois, targets = self._targets(torch.cat(proposals), rows, truth)
+        found = self._bbox_forward(x, rois)
+        return self.bbox_head.loss(found['cls_score'], found['bbox_pred'], rois, *targets)
+
+    def _targets(
+        self, proposals: Tensor, rows: Sequence[np.ndarray], truth: _Truth
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The sampled RoIs ``(R, 5)``, of each image the positive ones first, and their targets.
+
+        Args:
+            proposals: of all images, ``(P, 4)``.
+            rows: of each image, which object its proposals belong to (:func:`assign`).
+            truth: the objects.
+        """
+        first, chosen, image, positive, objects, sampled = 0, [], [], [], [], 0
+        for number, (row, *some) in enumerate(zip(rows, *sample(rows, self.bbox_sampler), strict=True)):
+            chosen += [first + one for one in some]
+            image.append(np.full(len(some[0]) + len(some[1]), number))
+            positive.append(sampled + np.arange(len(some[0])))
+            objects.append(number * truth.most + row[some[0]] - 1)
+            first, sampled = first + len(row), sampled + len(image[-1])
+        parts = [np.concatenate(one) for one in (chosen, image, positive, objects)]
+        chosen, image, positive, objects = _send(parts, proposals.device)
+        boxes = proposals[chosen]
+
+        head = self.bbox_head
+        labels = boxes.new_full((sampled,), head.num_classes, dtype=torch.long)
+        label_weights = boxes.new_ones(sampled)
+        targets, weights = boxes.new_zeros(2, sampled, 4)
+        labels[positive] = truth.labels.flatten()[objects]
+        if self.train_cfg.pos_weight > 0:
+            label_weights[positive] = self.train_cfg.pos_weight
+        targets[positive] = head.bbox_coder.encode(boxes[positive], truth.boxes.flatten(0, 1)[objects])
+        weights[positive] = 1.0
+        rois = torch.cat([image[:, None].to(boxes), boxes], 1)
+        return rois, [labels, label_weights, targets, weights]
+
+
+class _Truth:
+    """The objects of a batch.
+
+    Args:
+        instances: of each image ``bboxes`` ``(n, 4)`` and ``labels`` ``(n,)``.
+
+    Attributes:
+        boxes: ``(B, G, 4)``, G at least 1; zeros where an image has fewer.
+        labels: ``(B, G)``.
+        counts: objects of each image.
+        most: G.
+        of_images: the boxes of each image.
+    """
+
+    def __init__(self, instances: Sequence[InstanceData]):
+        self.of_images = [one.bboxes for one in instances]
+        self.counts = [len(one) for one in self.of_images]
+        self.most = max(1, *self.counts)
+        shape = len(instances), self.most
+        self.boxes = self.of_images[0].new_zeros(*shape, 4)
+        self.labels = instances[0].labels.new_zeros(shape)
+        for number, one in enumerate(instances):
+            self.boxes[number, : len(one.bboxes)] = one.bboxes
+            self.labels[number, : len(one.bboxes)] = one.labels
+
+
+def assign(priors: Tensor, there: Tensor, truth: _Truth, assigner: MaxIoUAssigner) -> Tensor:
+    """Which object each prior belongs to, by the rules of ``MaxIoUAssigner.assign_wrt_overlaps``.
+
+    Args:
+        priors: anchors or proposals, ``(B, N, 4)``.
+        there: ``(B, N)``, whether the image has this one.
+        truth: the objects.
+        assigner: thresholds.
+
+    Returns:
+        ``(B, N)``: number of the object in its image, from 1; 0 for background, -1 for neither, -2 for a
+        prior that is not there.
+    """
+    overlaps = bbox_overlaps(truth.boxes, priors)
+    numbers = torch.arange(1, truth.most + 1, device=overlaps.device)[:, None]
+    (counts,) = _send([np.array(truth.counts)], overlaps.device)
+    overlaps.masked_fill_(~(there[:, None] & (numbers <= counts[:, None, None])), -1)
+    highest, nearest = overlaps.max(1)
+    found = torch.where(highest < assigner.neg_iou_thr, 0, -1)
+    found = torch.where(highest >= assigner.pos_iou_thr, nearest + 1, found)
+    if assigner.match_low_quality:
+        # Each object gets the priors nearest to it, however far; the last object that wants one gets it.
+        best = overlaps.amax(2, keepdim=True)
+        wanted = (overlaps == best) & (best >= assigner.min_pos_iou)
+        last = torch.where(wanted, numbers, 0).amax(1)
+        found = torch.where(last > 0, last, found)
+    return found.masked_fill_(~there, _NOT_THERE)
+
+
+def sample(rows: Sequence[np.ndarray], sampler: RandomSampler) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Choose priors of each image, as ``RandomSampler`` does with the same random numbers.
+
+    Args:
+        rows: for each image what :func:`assign` says of its priors, ``(N,)``.
+        sampler: how many.
+
+    Returns:
+        For each image the places of the positive ones, ascending, and those of the negative ones.
+    """
+    positive, negative = [], []
+    for row in rows:
+        positive.append(_choose(np.flatnonzero(row > 0), int(sampler.num * sampler.pos_fraction)))
+        negative.append(_choose(np.flatnonzero(row == 0), sampler.num - len(positive[-1])))
+    return positive, negative
+
+
+def _choose(gallery: np.ndarray, count: int) -> np.ndarray:
+    if len(gallery) <= count:
+        return gallery
+    return np.sort(gallery[torch.randperm(len(gallery))[:count].numpy()])
+
+
+def _read(tensor: Tensor) -> np.ndarray:
+    """The one place where the host waits for what a head has found."""
+    return tensor.cpu().numpy()
+
+
+def _send(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
+    """Arrays of one type, as one copy to the device that the host does not wait for."""
+    flat = torch.from_numpy(np.concatenate([one.reshape(-1) for one in arrays]))
+    parts = flat.to(device, non_blocking=True).split([one.size for one in arrays])
+    return tuple(part.view(one.shape) for part, one in zip(parts, arrays, strict=True))
