@@ -241,6 +241,7 @@ class _Run:
         from transfer import det_speed, finetune
         from transfer.metrics import use_exact_metrics
         from transfer.run_record import load_config
+        from transfer.speed import wait_less
 
         demo, full = _CONFIGS[task]
         cfg = load_config(_ROOT / f'{full.format(depth) if depth else demo}.py', amp=amp and ours)
@@ -257,6 +258,7 @@ class _Run:
             cfg.train_dataloader.batch_size = batch
         self.benchmark = cfg.env_cfg.cudnn_benchmark and ours
         if ours:
+            wait_less(cfg)
             cfg.val_evaluator = use_exact_metrics(cfg.val_evaluator)
             if task == 'det':
                 det_speed.batch_evaluation(cfg)
@@ -274,19 +276,23 @@ class _Run:
         self.runner._train_loop = self.runner.build_train_loop(self.runner._train_loop)
         self.runner.optim_wrapper = self.runner.build_optim_wrapper(self.runner.optim_wrapper)
         self.runner._val_loop = self.runner.build_val_loop(self.runner._val_loop)
+        self.runner.param_schedulers = self.runner.build_param_scheduler(self.runner.param_schedulers)
         self.runner._init_model_weights()
-        self.batches: Iterator[Any] = iter(())
+        self.runner.call_hook('before_run')
+        self.runner.call_hook('before_train')
+        self.batches: Iterator[tuple[int, Any]] = iter(())
 
     def train(self, steps: int) -> None:
-        """Load batches, and train on them."""
+        """Load batches, and train on them, with all hooks of an iteration."""
         torch.backends.cudnn.benchmark = self.benchmark
         self.runner.model.train()
         for _ in range(steps):
             batch = next(self.batches, None)
             if batch is None:
-                self.batches = iter(self.runner.train_dataloader)
+                self.runner.call_hook('before_train_epoch')
+                self.batches = enumerate(self.runner.train_dataloader)
                 batch = next(self.batches)
-            self.runner.model.train_step(batch, optim_wrapper=self.runner.optim_wrapper)
+            self.runner.train_loop.run_iter(*batch)
 
     @torch.no_grad()
     def evaluate(self) -> None:

@@ -24,7 +24,8 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-import sd_pretrain.optim  # noqa: F401  (registers what --amp and right_fused_sgd name)
+import sd_pretrain.device_log
+import sd_pretrain.optim  # noqa: F401  (both register what transfer.speed and --amp name)
 from sd_pretrain.cli import InputError, Options, run_main, set_data_root, split_total_batch
 from sd_pretrain.launch import LAUNCHERS, init_distributed, is_main_process, leave_distributed, world_size
 from sd_pretrain.memory import keep_freed_memory
@@ -34,7 +35,7 @@ from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
 from transfer.confusion import save_confusion
 from transfer.predictions import image_names, save_predictions
 from transfer.run_record import load_config, open_run
-from transfer.speed import check_amp, prepare_model, right_fused_sgd
+from transfer.speed import check_amp, prepare_model, right_fused_sgd, wait_less
 
 
 def parse_args(
@@ -206,6 +207,7 @@ def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
     if cfg.get('visualizer'):
         # mmengine hands out one visualizer per name and process, and with it the first run's log folder.
         cfg.visualizer.name = cfg.work_dir
+    wait_less(cfg)
     split_total_batch(cfg, processes)
     init_distributed(args.launcher, cfg)
     if not torch.cuda.is_available():

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from sd_pretrain.bfloat16 import cpu_has_bf16, require_gpu_bf16
@@ -49,6 +50,22 @@ def prepare_model(model: nn.Module) -> nn.Module:
     if head is not None:
         use_small_maps(head)
     return model
+
+
+def wait_less(cfg: Config) -> None:
+    """Let the host run ahead of the device, in place: logs, losses and everything else stay the same.
+
+    Logged values are fetched at the log interval, not in every iteration
+    (:class:`sd_pretrain.device_log.DeviceLogHook`). For a GPU, batches are copied from pinned memory while it
+    still works on the last one.
+    """
+    hooks = cfg.default_hooks
+    if hooks.get('timer', {}).get('type') == 'IterTimerHook' and 'runtime_info' not in hooks:
+        hooks.timer.type = 'EvaluationTimerHook'
+        hooks.runtime_info = dict(type='DeviceLogHook')
+    if torch.cuda.is_available():
+        cfg.train_dataloader.setdefault('pin_memory', True)
+        cfg.model.data_preprocessor.setdefault('non_blocking', True)
 
 
 def right_fused_sgd(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Fast fine-tuning computes what the slow one does: bfloat16, batches of test images, images kept."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,34 @@ def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(config, data_ro
     assert seen == {True: torch.bfloat16, False: torch.float32}, 'the test is in float32'
     assert losses == {torch.float32}
     assert all(0 <= value <= 1 for value in result['metrics'].values())
+
+
+@pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
+def test_logs_are_mmengines_though_no_iteration_is_waited_for(config, data_root, tmp_path, monkeypatch):
+    logged = {}
+    for name in ('ours', 'stock'):
+        work_dir = tmp_path / name
+        paths = ['--backbone', 'none', '--work-dir', str(work_dir), '--data-root', str(data_root)]
+        options = [*SHORT, 'default_hooks.logger.interval=1']
+        finetune.finetune(finetune.parse_args([config, *paths, '--cfg-options', *options]))
+        (file,) = work_dir.glob('*/vis_data/scalars.json')
+        logged[name] = [json.loads(line) for line in file.read_text().splitlines()]
+        monkeypatch.setattr(finetune, 'wait_less', lambda cfg: None)
+    assert len(logged['ours']) > 2 and 'loss' in logged['ours'][0]
+    for one, other in zip(logged['ours'], logged['stock'], strict=True):
+        assert list(one) == list(other)
+        assert all(one[key] == other[key] for key in one if 'time' not in key)
+
+
+def test_a_gpu_gets_pinned_batches_and_own_hooks_stay(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    cfg = load_config(DET, {'default_hooks.timer.type': 'MyTimerHook', 'train_dataloader.pin_memory': False})
+    speed.wait_less(cfg)
+    assert 'runtime_info' not in cfg.default_hooks and not cfg.train_dataloader.pin_memory
+    assert cfg.model.data_preprocessor.non_blocking
+    cfg = load_config(DET)
+    speed.wait_less(cfg)
+    assert cfg.default_hooks.runtime_info.type == 'DeviceLogHook' and cfg.train_dataloader.pin_memory
 
 
 def test_test_images_of_different_sizes_in_one_batch_are_prepared_as_one_by_one():
