@@ -45,6 +45,8 @@ def prepare_model(model: nn.Module) -> nn.Module:
             last = getattr(module, 'conv_seg', module)
             last.register_forward_hook(_to_float32)
     if torch.cuda.is_available():
+        if hasattr(model, 'data_preprocessor'):
+            model.data_preprocessor._non_blocking = True  # mmseg's has no argument for it
         return model.to(memory_format=torch.channels_last)
     head = getattr(getattr(model, 'roi_head', None), 'shared_head', None)
     if head is not None:
@@ -65,7 +67,6 @@ def wait_less(cfg: Config) -> None:
         hooks.runtime_info = dict(type='DeviceLogHook')
     if torch.cuda.is_available():
         cfg.train_dataloader.setdefault('pin_memory', True)
-        cfg.model.data_preprocessor.setdefault('non_blocking', True)
 
 
 def right_fused_sgd(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,12 +122,25 @@ def test_logs_are_mmengines_though_no_iteration_is_waited_for(config, data_root,
         assert all(one[key] == other[key] for key in one if 'time' not in key)
 
 
+@pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
+def test_batches_are_copied_to_a_gpu_without_waiting(config, monkeypatch):
+    from mmengine.registry import MODELS, init_default_scope
+
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    cfg = load_config(config)
+    init_default_scope(cfg.default_scope)
+    copies = []
+    model = speed.prepare_model(MODELS.build(cfg.model))
+    monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *_, non_blocking: copies.append(non_blocking))
+    model.data_preprocessor.cast_data({'inputs': [torch.zeros(3, 4, 4)] * 2})
+    assert copies == [True, True]
+
+
 def test_a_gpu_gets_pinned_batches_and_own_hooks_stay(monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: True)
     cfg = load_config(DET, {'default_hooks.timer.type': 'MyTimerHook', 'train_dataloader.pin_memory': False})
     speed.wait_less(cfg)
     assert 'runtime_info' not in cfg.default_hooks and not cfg.train_dataloader.pin_memory
-    assert cfg.model.data_preprocessor.non_blocking
     cfg = load_config(DET)
     speed.wait_less(cfg)
     assert cfg.default_hooks.runtime_info.type == 'DeviceLogHook' and cfg.train_dataloader.pin_memory
