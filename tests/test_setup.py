@@ -108,7 +108,9 @@ case "$*" in
   '-m pip install'*' -c '*) while [ "$1" != -c ]; do shift; done; cp "$2" '{constraints}'; exit ;;
   '-m pip'*) exit ;;
   '-m ruff'*) exit {ruff} ;;
-  '-m pytest'*) exit ;;
+  '-m pytest -m cuda') exit 5 ;;
+  '-m pytest') exit {tests} ;;
+  '-c import sys, torch;'*) exit {no_gpu} ;;
   tools/doctor.py) echo examined; exit {doctor} ;;
   'tools/pins.py check') exit {check} ;;
   'tools/pins.py headless') exit ;;
@@ -128,7 +130,7 @@ class Clone:
         self.log = folder / 'calls'
         self.constraints = folder / 'constraints'
 
-    def stand_in(self, path, check=1, doctor=0, ruff=0):
+    def stand_in(self, path, check=1, doctor=0, **codes):
         path.parent.mkdir(parents=True, exist_ok=True)
         text = STAND_IN.format(
             log=self.log,
@@ -136,7 +138,7 @@ class Clone:
             python=sys.executable,
             check=check,
             doctor=doctor,
-            ruff=ruff,
+            **{'ruff': 0, 'tests': 0, 'no_gpu': 1, **codes},
         )
         path.write_text(text)
         path.chmod(0o755)
@@ -257,14 +259,20 @@ def test_env_stops_the_launcher_when_the_set_up_fails(clone):
     assert 'error: PYTHON=/no/such/python is not there' in done.stderr
 
 
-@pytest.mark.parametrize('ruff', [0, 1])
-def test_ci_runs_ruff_then_pytest(clone, ruff):
-    clone.environment('.venv', stamped=True, ruff=ruff)
+@pytest.mark.parametrize(
+    ('codes', 'expected', 'calls'),
+    [
+        ({}, 0, ['-m ruff check .', '-m ruff format --check .', '-m pytest']),
+        ({'ruff': 1}, 1, ['-m ruff check .']),
+        ({'tests': 1, 'no_gpu': 0}, 1, ['-m ruff check .', '-m ruff format --check .', '-m pytest']),
+        # Of the tests asked for none may need a GPU, which pytest calls 5.
+        ({'no_gpu': 0}, 0, ['-m ruff check .', '-m ruff format --check .', '-m pytest', '-m pytest -m cuda']),
+    ],
+    ids=['', 'lint', 'failure', 'gpu'],
+)
+def test_ci_runs_ruff_then_pytest_and_with_a_gpu_the_tests_for_it(clone, codes, expected, calls):
+    clone.environment('.venv', stamped=True, **codes)
     shutil.copytree(ROOT / '.ci', clone.root / '.ci')
     done = run([str(clone.root / '.ci' / 'run')], clone.root.parent)
-    if ruff:
-        assert done.returncode == 1
-        assert clone.calls() == ['-m ruff check .']
-    else:
-        assert done.returncode == 0, done.stderr
-        assert clone.calls() == ['-m ruff check .', '-m ruff format --check .', '-m pytest']
+    assert done.returncode == expected, done.stderr
+    assert [one for one in clone.calls() if not one.startswith('-c ')] == calls
