@@ -1,9 +1,9 @@
 """What mmdet does in a detection step with one image after the other, for the whole batch at once.
 
 Between backbone and loss, mmdet's RPN and RoI head launch some hundred tiny kernels for each image, and a GPU
-idles while the host reads what came out. Here most of it is done once for a batch, with one reading a head:
-which anchor or proposal belongs to which object. The results are mmdet's, random choices included, up to
-rounding and to the order of equal scores.
+idles while the host reads what came out. Here most of it is done once for a batch, and what a head has
+assigned is read once; NMS, and the loss of the RoIs, stay mmdet's. So are the results, random choices
+included, up to rounding and to the order of equal scores.
 
 A head with settings that are not known here stays mmdet's (:func:`batch_detector`).
 """
@@ -23,15 +23,15 @@ from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.task_modules import DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
 from mmdet.models.task_modules.assigners import BboxOverlaps2D
 from mmdet.models.utils import unpack_gt_instances
-from mmdet.structures.bbox import bbox_overlaps
 from mmengine.model import ImgDataPreprocessor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from transfer.det_assign import NOT_THERE, Truth, assign, read, sample, send
+
 # Overlaps computed at a time, in some six copies; beyond that a head works image by image as mmdet does.
 _MOST_OVERLAPS = 2**25
-_NOT_THERE = -2
 
 
 def batch_detector(model: nn.Module) -> list[str]:
@@ -161,7 +161,7 @@ class BatchedRPNHead(RPNHead):
         """
         sizes = [len(level) for level in anchor_list[0]]
         images, anchors = len(anchor_list), torch.cat(anchor_list[0])
-        truth = _Truth(batch_gt_instances)
+        truth = Truth(batch_gt_instances)
         if more or images * truth.most * len(anchors) > _MOST_OVERLAPS:
             return super().get_targets(
                 anchor_list,
@@ -175,12 +175,12 @@ class BatchedRPNHead(RPNHead):
         border = self.train_cfg['allowed_border']
         if border >= 0:
             shapes = [meta['img_shape'][:2] for meta in batch_img_metas]
-            heights, widths = _send(np.array(shapes).T + border, anchors.device)
+            heights, widths = send(np.array(shapes).T + border, anchors.device)
             there &= (anchors[:, :2] >= -border).all(1)
             there &= (anchors[:, 2] < widths[:, None]) & (anchors[:, 3] < heights[:, None])
         found = assign(anchors.expand(images, -1, 4), there, truth, self.assigner)
-        rows = _read(found)
-        if (rows == _NOT_THERE).all(1).any():
+        rows = read(found)
+        if (rows == NOT_THERE).all(1).any():
             raise ValueError(
                 'an image has no anchor inside its borders: check its size and those of the anchors, or set '
                 'train_cfg.rpn.allowed_border to -1'
@@ -191,24 +191,22 @@ class BatchedRPNHead(RPNHead):
             np.concatenate([image * len(anchors) + one for image, one in enumerate(some)])
             for some in (positive, negative)
         ]
-        places, others = _send(flat, anchors.device)
+        places, others = send(flat, anchors.device)
         image, anchor = places // len(anchors), anchors[places % len(anchors)]
         which = found.flatten()[places] - 1
 
-        total = images * len(anchors)
-        labels = anchors.new_full((total,), self.num_classes, dtype=torch.long)
-        label_weights = anchors.new_zeros(total)
-        targets, weights = anchors.new_zeros(2, total, 4)
-        labels[places] = truth.labels[image, which]
-        positive_weight = self.train_cfg['pos_weight']
-        label_weights[places] = 1.0 if positive_weight <= 0 else positive_weight
+        label_weights = anchors.new_zeros(images * len(anchors))
         label_weights[others] = 1.0
-        targets[places] = self.bbox_coder.encode(anchor, truth.boxes[image, which])
-        weights[places] = 1.0
-        return *(
-            list(one.unflatten(0, (images, -1)).split(sizes, 1))
-            for one in (labels, label_weights, targets, weights)
-        ), number
+        targets = _targets(
+            self,
+            label_weights,
+            self.train_cfg['pos_weight'],
+            places,
+            anchor,
+            truth.boxes[image, which],
+            truth.labels[image, which],
+        )
+        return *(list(one.unflatten(0, (images, -1)).split(sizes, 1)) for one in targets), number
 
     def predict_by_feat(
         self,
@@ -245,7 +243,7 @@ class BatchedRPNHead(RPNHead):
         boxes = self.bbox_coder.decode(anchors.flatten(0, 1), deltas.flatten(0, 1)).view_as(deltas)
         if self.bbox_coder.clip_border:
             shapes = np.array([meta['img_shape'][:2] for meta in batch_img_metas], np.float32)
-            (limits,) = _send([shapes[:, ::-1].copy()], boxes.device)
+            (limits,) = send([shapes[:, ::-1].copy()], boxes.device)
             boxes = boxes.clamp(min=0).minimum(limits.repeat(1, 2)[:, None])
         return self._without_overlaps(boxes, scores, levels, cfg)
 
@@ -279,13 +277,13 @@ class BatchedRoIHead(StandardRoIHead):
     ) -> dict[str, Tensor]:
         """Losses of the sampled proposals; see ``StandardRoIHead.loss``."""
         instances = unpack_gt_instances(batch_data_samples)[0]
-        truth, proposals = _Truth(instances), [one.bboxes for one in rpn_results_list]
+        truth, proposals = Truth(instances), [one.bboxes for one in rpn_results_list]
         if len(proposals) * max(map(len, proposals)) * truth.most > _MOST_OVERLAPS:
             return super().loss(x, rpn_results_list, batch_data_samples)
         padded = pad_sequence(proposals, batch_first=True)
         counts = [len(one) for one in proposals]
-        (there,) = _send([np.arange(padded.shape[1]) < np.array(counts)[:, None]], padded.device)
-        found = _read(assign(padded, there, truth, self.bbox_assigner))
+        (there,) = send([np.arange(padded.shape[1]) < np.array(counts)[:, None]], padded.device)
+        found = read(assign(padded, there, truth, self.bbox_assigner))
         rows = [row[:count] for row, count in zip(found, counts, strict=True)]
         if self.bbox_sampler.add_gt_as_proposals:
             proposals = [one for pair in zip(truth.of_images, proposals, strict=True) for one in pair]
@@ -293,13 +291,13 @@ class BatchedRoIHead(StandardRoIHead):
                 np.concatenate([np.arange(1, count + 1), row])
                 for count, row in zip(truth.counts, rows, strict=True)
             ]
-        rois, targets = self._targets(torch.cat(proposals), rows, truth)
+        rois, targets = self._rois(torch.cat(proposals), rows, truth)
         found = self._bbox_forward(x, rois)
         return self.bbox_head.loss(found['cls_score'], found['bbox_pred'], rois, *targets)
 
-    def _targets(
-        self, proposals: Tensor, rows: Sequence[np.ndarray], truth: _Truth
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _rois(
+        self, proposals: Tensor, rows: Sequence[np.ndarray], truth: Truth
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The sampled RoIs ``(R, 5)``, of each image the positive ones first, and their targets.
 
         Args:
@@ -315,107 +313,46 @@ class BatchedRoIHead(StandardRoIHead):
             objects.append(number * truth.most + row[some[0]] - 1)
             first, sampled = first + len(row), sampled + len(image[-1])
         parts = [np.concatenate(one) for one in (chosen, image, positive, objects)]
-        chosen, image, positive, objects = _send(parts, proposals.device)
+        chosen, image, positive, objects = send(parts, proposals.device)
         boxes = proposals[chosen]
 
-        head = self.bbox_head
-        labels = boxes.new_full((sampled,), head.num_classes, dtype=torch.long)
-        label_weights = boxes.new_ones(sampled)
-        targets, weights = boxes.new_zeros(2, sampled, 4)
-        labels[positive] = truth.labels.flatten()[objects]
-        if self.train_cfg.pos_weight > 0:
-            label_weights[positive] = self.train_cfg.pos_weight
-        targets[positive] = head.bbox_coder.encode(boxes[positive], truth.boxes.flatten(0, 1)[objects])
-        weights[positive] = 1.0
+        targets = _targets(
+            self.bbox_head,
+            boxes.new_ones(sampled),
+            self.train_cfg.pos_weight,
+            positive,
+            boxes[positive],
+            truth.boxes.flatten(0, 1)[objects],
+            truth.labels.flatten()[objects],
+        )
         rois = torch.cat([image[:, None].to(boxes), boxes], 1)
-        return rois, [labels, label_weights, targets, weights]
+        return rois, targets
 
 
-class _Truth:
-    """The objects of a batch.
-
-    Args:
-        instances: of each image ``bboxes`` ``(n, 4)`` and ``labels`` ``(n,)``.
-
-    Attributes:
-        boxes: ``(B, G, 4)``, G at least 1; zeros where an image has fewer.
-        labels: ``(B, G)``.
-        counts: objects of each image.
-        most: G.
-        of_images: the boxes of each image.
-    """
-
-    def __init__(self, instances: Sequence[InstanceData]):
-        self.of_images = [one.bboxes for one in instances]
-        self.counts = [len(one) for one in self.of_images]
-        self.most = max(1, *self.counts)
-        shape = len(instances), self.most
-        self.boxes = self.of_images[0].new_zeros(*shape, 4)
-        self.labels = instances[0].labels.new_zeros(shape)
-        for number, one in enumerate(instances):
-            self.boxes[number, : len(one.bboxes)] = one.bboxes
-            self.labels[number, : len(one.bboxes)] = one.labels
-
-
-def assign(priors: Tensor, there: Tensor, truth: _Truth, assigner: MaxIoUAssigner) -> Tensor:
-    """Which object each prior belongs to, by the rules of ``MaxIoUAssigner.assign_wrt_overlaps``.
+def _targets(
+    head: nn.Module,
+    label_weights: Tensor,
+    positive_weight: float,
+    positive: Tensor,
+    priors: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the loss of a head wants of all priors: labels, their weights, box targets, their weights.
 
     Args:
-        priors: anchors or proposals, ``(B, N, 4)``.
-        there: ``(B, N)``, whether the image has this one.
-        truth: the objects.
-        assigner: thresholds.
-
-    Returns:
-        ``(B, N)``: number of the object in its image, from 1; 0 for background, -1 for neither, -2 for a
-        prior that is not there.
+        head: RPN or box head.
+        label_weights: ``(N,)``, those of the positive ones still to be set.
+        positive_weight: of the positive ones; 1 where it is 0 or less.
+        positive: places of the positive ones, ``(P,)``.
+        priors: the positive ones, ``(P, 4)``.
+        boxes: of their objects, ``(P, 4)``.
+        labels: of their objects, ``(P,)``.
     """
-    overlaps = bbox_overlaps(truth.boxes, priors)
-    numbers = torch.arange(1, truth.most + 1, device=overlaps.device)[:, None]
-    (counts,) = _send([np.array(truth.counts)], overlaps.device)
-    overlaps.masked_fill_(~(there[:, None] & (numbers <= counts[:, None, None])), -1)
-    highest, nearest = overlaps.max(1)
-    found = torch.where(highest < assigner.neg_iou_thr, 0, -1)
-    found = torch.where(highest >= assigner.pos_iou_thr, nearest + 1, found)
-    if assigner.match_low_quality:
-        # Each object gets the priors nearest to it, however far; the last object that wants one gets it.
-        best = overlaps.amax(2, keepdim=True)
-        wanted = (overlaps == best) & (best >= assigner.min_pos_iou)
-        last = torch.where(wanted, numbers, 0).amax(1)
-        found = torch.where(last > 0, last, found)
-    return found.masked_fill_(~there, _NOT_THERE)
-
-
-def sample(rows: Sequence[np.ndarray], sampler: RandomSampler) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Choose priors of each image, as ``RandomSampler`` does with the same random numbers.
-
-    Args:
-        rows: for each image what :func:`assign` says of its priors, ``(N,)``.
-        sampler: how many.
-
-    Returns:
-        For each image the places of the positive ones, ascending, and those of the negative ones.
-    """
-    positive, negative = [], []
-    for row in rows:
-        positive.append(_choose(np.flatnonzero(row > 0), int(sampler.num * sampler.pos_fraction)))
-        negative.append(_choose(np.flatnonzero(row == 0), sampler.num - len(positive[-1])))
-    return positive, negative
-
-
-def _choose(gallery: np.ndarray, count: int) -> np.ndarray:
-    if len(gallery) <= count:
-        return gallery
-    return np.sort(gallery[torch.randperm(len(gallery))[:count].numpy()])
-
-
-def _read(tensor: Tensor) -> np.ndarray:
-    """The one place where the host waits for what a head has found."""
-    return tensor.cpu().numpy()
-
-
-def _send(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
-    """Arrays of one type, as one copy to the device that the host does not wait for."""
-    flat = torch.from_numpy(np.concatenate([one.reshape(-1) for one in arrays]))
-    parts = flat.to(device, non_blocking=True).split([one.size for one in arrays])
-    return tuple(part.view(one.shape) for part, one in zip(parts, arrays, strict=True))
+    all_labels = torch.full_like(label_weights, head.num_classes, dtype=torch.long)
+    all_labels[positive] = labels
+    label_weights[positive] = positive_weight if positive_weight > 0 else 1.0
+    targets, weights = label_weights.new_zeros(2, len(label_weights), 4)
+    targets[positive] = head.bbox_coder.encode(priors, boxes)
+    weights[positive] = 1.0
+    return all_labels, label_weights, targets, weights

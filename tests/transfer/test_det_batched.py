@@ -20,7 +20,7 @@ from mmdet.models.task_modules import MaxIoUAssigner, RandomSampler  # noqa: E40
 from mmdet.registry import MODELS  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 
-from transfer import det_batched  # noqa: E402
+from transfer import det_assign, det_batched  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[2]
 DEMO = 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py'
@@ -152,9 +152,9 @@ def test_objects_are_assigned_and_sampled_as_mmdet_does(settings):
     priors[:, :4] = objects[2].bboxes[:4]  # some fit exactly, two of them the same object
     priors[:, 4] = objects[2].bboxes[0]
     there = torch.rand(4, 300, generator=chance) < 0.8
-    found = det_batched.assign(priors, there, det_batched._Truth(objects), assigner)
+    found = det_assign.assign(priors, there, det_assign.Truth(objects), assigner)
     torch.manual_seed(5)
-    sampled = det_batched.sample(found.numpy(), sampler)
+    sampled = det_assign.sample(found.numpy(), sampler)
     torch.manual_seed(5)
     for image, truth in enumerate(objects):
         mine = InstanceData(priors=priors[image][there[image]])
@@ -167,7 +167,7 @@ def test_objects_are_assigned_and_sampled_as_mmdet_does(settings):
             assert np.array_equal(ours[image], place[theirs.numpy()])
 
 
-def test_nothing_else_is_read_from_a_gpu_and_all_is_on_it(monkeypatch):
+def test_targets_read_nothing_else_from_a_gpu_and_all_is_on_it(monkeypatch):
     """By fake tensors, which know their device, and refuse to be read and to meet those of another."""
     _, ours = both()
     read = []
@@ -177,8 +177,8 @@ def test_nothing_else_is_read_from_a_gpu_and_all_is_on_it(monkeypatch):
         read.append(tuple(tensor.shape))
         return np.arange(tensor.numel()).reshape(tensor.shape) % 4 - 1  # two objects an image
 
-    monkeypatch.setattr(det_batched, '_read', pretend)
-    monkeypatch.setattr(det_batched, '_choose', lambda gallery, count: gallery[:count])
+    monkeypatch.setattr(det_batched, 'read', pretend)
+    monkeypatch.setattr(det_assign, '_choose', lambda gallery, count: gallery[:count])
     metas = [dict(img_shape=size, pad_shape=size) for size in SIZES]
     with FakeTensorMode(allow_non_fake_inputs=True):
         objects = [
