@@ -1,41 +1,30 @@
-"""Reading checkpoints without executing what is in them."""
+"""Reading our own checkpoints, and checking that they fit."""
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import nn
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.safe_load import load_checkpoint
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint of ours (``epoch_N.pth`` or ``snapshot_k.pth``) on the CPU.
 
-    Only tensors, plain containers and mmengine's log buffers are accepted; a pickle that would run code is
-    not.
-
     Raises:
-        InputError: the file is missing, damaged, not a checkpoint, or has code in it.
+        InputError: the file is missing, or see :func:`sd_pretrain.safe_load.load_checkpoint`; or it is of
+            another kind.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f'no checkpoint {path}: give the path of an epoch_N.pth or snapshot_k.pth')
-    try:
-        with torch.serialization.safe_globals(get_torch_safe_globals()):
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:
-        why = 'it is damaged, or no checkpoint'
-        if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
-            why = 'it holds more than tensors, and code in a checkpoint is never run here'
-        raise InputError(f'cannot read checkpoint {path}: {why}; use another one') from error
-    if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
+    content = load_checkpoint(path, mmap=zipfile.is_zipfile(path))
+    if not isinstance(content.get('state_dict'), dict):
         raise InputError(f"{path} is no checkpoint of this project: it has no 'state_dict'")
     return content
 

@@ -10,7 +10,7 @@ from sd_pretrain.launch import runs_side_by_side
 from transfer.evidence import verdict_lines
 from transfer.table import format_rows
 from transfer.table5 import Table5, run_table5
-from transfer.table5_json import is_papers_setting, load_table5, table5_rows
+from transfer.table5_json import load_table5, table5_rows
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     )
     path = run_table5(what)
     table5 = load_table5(path)
-    print(f'\n{format_rows(table5_rows(table5), "terminal", is_papers_setting(table5))}\n')
+    print(f'\n{format_rows(table5_rows(table5), "terminal", table5["papers_setting"])}\n')
     print('\n'.join([*verdict_lines(table5['comparisons']), '']))
     print(', '.join(f'{stage["name"]} {stage["seconds"]:.0f} s' for stage in table5['stages']), end='; ')
     print(f'{table5["seconds"]:.0f} s in all')

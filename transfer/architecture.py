@@ -44,7 +44,7 @@ def read_weights(checkpoint: Mapping[str, Any], where: str, key: str | None = No
     """Find the ResNet in a loaded checkpoint: unwrap ``state_dict``, strip prefixes, rename ``head.fc``.
 
     Args:
-        checkpoint: As :func:`transfer.checkpoint_io.load_checkpoint` returns it.
+        checkpoint: As :func:`sd_pretrain.safe_load.load_checkpoint` returns it.
         where: The checkpoint's name, for messages.
         key: Entry to take instead of the usual ones, e.g. ``state_dict_ema``.
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.safe_load import load_checkpoint
 from transfer.architecture import detect_arch
-from transfer.checkpoint_io import check_hashed_name, is_published, load_checkpoint, sha256_of
+from transfer.checkpoint_io import check_hashed_name, is_published, sha256_of
 
 # Where a backbone lives in a model: the backbone itself, and layer4 on the RoIs of a C4 detector.
 PLACES = ('backbone', 'roi_head.shared_head')

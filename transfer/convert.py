@@ -75,11 +75,12 @@ def convert(
     """
     if to not in TARGETS:
         raise InputError(f'unknown target {to!r}: one of {", ".join(TARGETS)}')
+    from sd_pretrain.safe_load import load_checkpoint
     from transfer import architecture, checkpoint_io, sources
 
     file, label, notes = sources.resolve(src)
     where = label if label.startswith(('torchvision:', 'timm:')) else str(file)
-    checkpoint = checkpoint_io.load_checkpoint(file)
+    checkpoint = load_checkpoint(file)
     source_sha256 = checkpoint_io.sha256_of(file)
     if checkpoint_io.is_published(checkpoint.get('meta')):
         checkpoint_io.check_hashed_name(file, source_sha256)
@@ -135,20 +136,6 @@ def convert(
         features,
         notes,
     )
-
-
-def read_meta(path: str | Path) -> dict:
-    """The ``meta`` of a converted file; see :func:`transfer.checkpoint_io.read_meta`."""
-    from transfer import checkpoint_io
-
-    return checkpoint_io.read_meta(path)
-
-
-def detect_arch(state_dict: Mapping[str, Tensor]) -> str:
-    """The architecture of a state_dict; see :func:`transfer.architecture.detect_arch`."""
-    from transfer import architecture
-
-    return architecture.detect_arch(state_dict)
 
 
 def cover(

@@ -106,9 +106,14 @@ def recipe(cfg: Config) -> dict[str, Any]:
     """Read the recipe of a pretraining off its config."""
     optimizer = cfg.optim_wrapper.optimizer
     hook = next((one for one in cfg.get('custom_hooks', []) if 'SnapshotDistillation' in one['type']), None)
+    distilled = hook is not None and hook.get('distill', True)
     algorithm = 'BL (baseline)'
-    if hook is not None:
-        algorithm = 'SD (Snapshot Distillation)' if hook.get('distill') else 'SE (Snapshot Ensemble)'
+    if distilled and hook.get('teacher'):
+        algorithm = 'teacher-student optimisation, taught by another run'
+    elif distilled:
+        algorithm = 'SD (Snapshot Distillation)'
+    elif hook is not None and len(hook.ends) > 1:
+        algorithm = 'SE (Snapshot Ensemble)'
     dataset = cfg.train_dataloader.dataset
     found = {
         'algorithm': algorithm,
@@ -126,7 +131,7 @@ def recipe(cfg: Config) -> dict[str, Any]:
     }
     if hook is not None:
         found |= {'mini-generations (K)': len(hook.ends), 'ends (epochs)': list(hook.ends)}
-        if hook.get('distill'):
+        if distilled:
             found['temperature (T)'] = hook.get('temperature')
     return {key: value for key, value in found.items() if value is not None}
 

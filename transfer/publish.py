@@ -18,6 +18,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.safe_load import load_checkpoint
 from transfer import architecture, checkpoint_io, sources
 from transfer.convert import cover
 from transfer.model_card import Facts, check_license, metafile, model_card, recipe, transfer_results
@@ -57,7 +58,7 @@ def publish(
     check_license(license)
     result = _result(work_dir)
     file, _, _ = sources.resolve(work_dir)
-    weights = architecture.read_weights(checkpoint_io.load_checkpoint(file), str(file))
+    weights = architecture.read_weights(load_checkpoint(file), str(file))
     arch = architecture.detect_arch(weights.tensors, str(file))
     tensors, _, _ = cover(weights.tensors, arch, 'torchvision', str(file))
     stem = Path(result['config']).stem

@@ -11,9 +11,10 @@ from typing import Any
 
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.launch import check_gpus
+from sd_pretrain.safe_load import load_checkpoint
 from transfer import check_data, finetune
 from transfer.backbone import RANDOM, config_arch, put_into, read_backbone
-from transfer.checkpoint_io import is_published, load_checkpoint, read_meta, sha256_of
+from transfer.checkpoint_io import is_published, read_meta, sha256_of
 from transfer.convert import convert
 from transfer.foreign_config import data_folder
 from transfer.run_record import check_work_dir, describe, load_config, voc_datasets

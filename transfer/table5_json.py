@@ -11,7 +11,7 @@ from typing import Any
 
 from sd_pretrain.cli import InputError
 from transfer.evidence import compare, compare_classes, verdict_lines
-from transfer.table import PAPER_ARCH, Row, format_rows, rows
+from transfer.table import Row, format_rows, papers_setting, rows
 
 SCHEMA = 1
 # Key of a backbone's entry: the task in result.json, its metric there, and metrics that come along.
@@ -69,6 +69,7 @@ def build_table5(
     table5 = {
         'schema': SCHEMA,
         'data': data,
+        'papers_setting': data == 'real' and papers_setting(results),
         'backbones': backbones,
         'comparisons': [one.as_json() for one in compare(results, baseline)],
         'class_comparisons': _class_comparisons(results, [one['name'] for one in backbones]),
@@ -208,15 +209,12 @@ def table5_rows(table5: Mapping[str, Any]) -> list[Row]:
     return table
 
 
-def is_papers_setting(table5: Mapping[str, Any]) -> bool:
-    """Whether the paper's rows can stand beside these: real data and its network."""
-    return table5['data'] == 'real' and all(one.get('arch') == PAPER_ARCH for one in table5['backbones'])
-
-
 def table5_markdown(table5: Mapping[str, Any]) -> str:
     """Write ``table5.md``: the table, its notes, the checkpoints and the stages with their times."""
     what = 'the embedded demo data' if table5['data'] == 'demo' else 'real data'
-    table, *below = format_rows(table5_rows(table5), 'markdown', is_papers_setting(table5)).split('\n\n')
+    table, *below = format_rows(table5_rows(table5), 'markdown', table5.get('papers_setting', False)).split(
+        '\n\n'
+    )
     parts = [f'# Table 5 on {what}', table, *below[:-1]]
     parts.append('\n'.join(f'- {note}' for note in below[-1].splitlines()))
     said = verdict_lines(table5.get('comparisons', ()))

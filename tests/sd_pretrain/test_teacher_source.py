@@ -195,7 +195,7 @@ def test_teachers_that_cannot_teach_are_refused_before_the_run(
     assert run_tool('train.py', CONFIGS / 'bl_resnet20.py', *places, *arguments) == 2
     message = {
         'gone': f'the teacher: no checkpoint {path}',
-        'code': 'code in a checkpoint is never run',
+        'code': 'refused, nothing of it was executed',
         'classes': 'has 4 classes, the student has 3',
         'depth': 'is a cifar_resnet20, expected was a cifar_resnet32',
         'too late': 'after epoch 3 of a run of 3 epochs',

@@ -239,9 +239,9 @@ def bad_checkpoint(kind, trained, tmp_path):
     [
         ('missing', 'no checkpoint'),
         ('truncated', 'damaged'),
-        ('text', 'damaged'),
-        ('code', 'more than tensors'),
-        ('list', "no 'state_dict'"),
+        ('text', 'is not a checkpoint'),
+        ('code', 'refused, nothing of it was executed'),
+        ('list', 'holds a list'),
         ('other depth', 'does not fit'),
     ],
 )

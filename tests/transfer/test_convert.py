@@ -14,8 +14,9 @@ from convert_common import CLASSES, FORMATS, prefixed, random_weights
 
 from sd_pretrain.cli import InputError
 from transfer import checkpoint_io, verify
-from transfer.checkpoint_io import sha256_of
-from transfer.convert import TARGETS, convert, detect_arch, read_meta
+from transfer.architecture import detect_arch
+from transfer.checkpoint_io import read_meta, sha256_of
+from transfer.convert import TARGETS, convert
 
 ROOT = Path(__file__).parents[2]
 # Convolutions, and five tensors for each batch norm: 20 + 5 * 20; 53 + 5 * 53; 155 + 5 * 155.

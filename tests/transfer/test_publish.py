@@ -16,6 +16,7 @@ from torchvision.models import resnet18
 
 from sd_pretrain.cli import InputError
 from transfer.checkpoint_io import sha256_of
+from transfer.model_card import recipe
 from transfer.publish import check_loadable, publish
 from transfer.runner import backbone_file
 
@@ -112,6 +113,25 @@ def test_the_card(published):
     # What it tells its readers to type works.
     code = card.text.split('```python\n')[1].split('```')[0]
     subprocess.run([sys.executable, '-c', code], cwd=published.card.parent, check=True)
+
+
+@pytest.mark.parametrize(
+    ('config', 'algorithm', 'more'),
+    [
+        ('bl_r152_imagenet', 'BL (baseline)', {'mini-generations (K)': 1}),
+        ('se_r152_imagenet', 'SE (Snapshot Ensemble)', {'mini-generations (K)': 2}),
+        ('sd_r152_imagenet', 'SD (Snapshot Distillation)', {'temperature (T)': 2.0}),
+        (
+            'cifar100/ban_resnet20',
+            'teacher-student optimisation, taught by another run',
+            {'temperature (T)': 1.0},
+        ),
+    ],
+)
+def test_the_recipe_names_the_algorithm(config, algorithm, more):
+    found = recipe(Config.fromfile(REPO / f'configs/{config}.py', import_custom_modules=False))
+    assert {'algorithm': algorithm, **more}.items() <= found.items()
+    assert ('temperature (T)' in found) == ('temperature (T)' in more)
 
 
 def test_the_metafile(published):

@@ -250,6 +250,14 @@ def test_report_of_a_checkpoint_alone_has_no_empty_sections(tmp_path):
         assert absent not in text
 
 
+def test_report_has_no_papers_row_beside_another_setting_on_real_data(tmp_path):
+    results = [result('BL', 'seg', 0, {'mIoU': 0.5}, {})]
+    text = write_report(build_table5(results, data='real', stages=[]), tmp_path / 'real.html').read_text()
+    assert '77.53' not in text
+    text = write_report(build_table5(results, data='demo', stages=[]), tmp_path / 'demo.html').read_text()
+    assert '77.53' in text
+
+
 def test_report_refuses_a_table_that_is_none(table5, tmp_path):
     broken = json.loads(json.dumps(table5))
     broken['backbones'][0]['det']['values'] = [30.0, 32.0]

@@ -223,7 +223,7 @@ def test_table5_markdown_equals_the_table_of_its_results():
     assert format_table(TWO_SEEDS, fmt='markdown').split('\n\n')[0] in text
     assert 'paper: SD' in text
     assert '| det | 30 |' in text
-    demo = table5_markdown({**table5, 'data': 'demo'})
+    demo = table5_markdown(build_table5(TWO_SEEDS, data='demo', stages=STAGES))
     assert demo.startswith('# Table 5 on the embedded demo data\n')
     assert 'paper: SD' not in demo
 
