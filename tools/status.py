@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog='tools/status.py', description=__doc__)
     parser.add_argument('work_dir', type=Path, help='of tools/transfer.sh, or one task in it')
-    parser.add_argument('--watch', action='store_true', help='go on until nothing runs')
+    parser.add_argument('--watch', action='store_true', help='go on until nothing runs or waits in a queue')
     args = parser.parse_args(argv)
     from transfer import status
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         Console().print(shown(runs))
         return
     with Live(shown(runs), auto_refresh=False) as live:
-        while any(run.state == 'running' for some in runs.values() for run in some):
+        while any(run.will_change for some in runs.values() for run in some):
             time.sleep(_REFRESH_SECONDS)
             runs = found()
             live.update(shown(runs), refresh=True)

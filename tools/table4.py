@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 from sd_pretrain.cli import (
@@ -18,13 +16,6 @@ from sd_pretrain.launch import runs_side_by_side
 from sd_pretrain.table4 import NETS, run_table4
 
 DEMO_DATA = Path('work_dirs/demo_data')
-
-
-def make_demo_data() -> None:
-    """Make the embedded data, if it is not there yet."""
-    if not DEMO_DATA.is_dir():
-        print(f'Making the demo data in {DEMO_DATA} (once).', flush=True)
-        subprocess.run([sys.executable, str(Path(__file__).with_name('make_demo_data.py'))], check=True)
 
 
 def main() -> None:
@@ -48,7 +39,10 @@ def main() -> None:
     if args.demo and args.data_root:
         raise InputError(f'--demo has data of its own, {DEMO_DATA}; leave one of --demo and --data-root out')
     if args.demo:
-        make_demo_data()
+        from transfer.emoji_world import ensure
+
+        if ensure(DEMO_DATA):
+            print(f'Made the demo data in {DEMO_DATA} (once).', flush=True)
     paths = run_table4(
         args.work_dir or Path('work_dirs/table4_demo' if args.demo else 'work_dirs/table4'),
         DEMO_DATA if args.demo else args.data_root or Path('data'),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 from sd_pretrain.cli import Options, run_main
@@ -51,11 +49,12 @@ def make_demo_data(config: str) -> None:
         return
     from mmengine.config import Config
 
+    from transfer.emoji_world import ensure
+
     root = Config.fromfile(config, import_custom_modules=False).get('default_data_root')
-    tool = Path(__file__).with_name('make_demo_data.py')
-    if root and not Path(root).is_dir() and tool.is_file():
+    if root and not Path(root).is_dir():
         print(f'Making the demo data in {root} (once).', flush=True)
-        subprocess.run([sys.executable, str(tool)], check=True)
+        ensure(Path(root))
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -21,9 +21,7 @@ from PIL import Image
 from sd_pretrain.cli import InputError
 from sd_pretrain.work_dir import one_at_a_time, write_json
 from transfer.emoji_scenes import PRETRAIN_SPRITES, Object, classification_image, mask_of, scene
-from transfer.voc import read_list
 
-# 1 had no boxes in VOC2012; such a world gets them.
 VERSION = 2
 
 
@@ -194,8 +192,6 @@ def ensure(root: Path, seed: int | None = None, size: WorldSize | None = None) -
         raise InputError(
             f'{root} exists and is no demo world (no world.json): name another folder, or delete this one'
         ) from None
-    if found['version'] == 1:
-        found = _add_boxes(root, found)
     wanted = _description(found['seed'] if seed is None else seed, size or WorldSize())
     wanted = wanted if size else {**found, 'seed': wanted['seed'], 'version': VERSION}
     if found != wanted:
@@ -206,25 +202,6 @@ def ensure(root: Path, seed: int | None = None, size: WorldSize | None = None) -
             f'{root} holds another demo world ({differ}): name another folder, or delete this one'
         )
     return False
-
-
-def _add_boxes(root: Path, found: dict) -> dict:
-    """Bring a world of version 1 up to date: the detection lists and boxes of its VOC2012."""
-    with one_at_a_time(root):
-        size = WorldSize(**{name: found[name] for name in asdict(WorldSize())})
-        size = replace(size, scene_px=tuple(size.scene_px))
-        voc12 = root / 'VOCdevkit' / 'VOC2012'
-        (voc12 / 'Annotations').mkdir(exist_ok=True)
-        for index in range(size.seg_train + size.seg_aug + size.seg_val):
-            if not _is_augmented(index, size):
-                name = f'2012_{index:06d}'
-                _, objects = scene((found['seed'], 4, index), size.scene_px)
-                _write_voc12_boxes(voc12, name, objects, size)
-        segmentation = voc12 / 'ImageSets' / 'Segmentation'
-        lists = {name: read_list(segmentation / f'{name}.txt') for name in ('train', 'val', 'trainval')}
-        _write_lists(voc12 / 'ImageSets' / 'Main', lists)
-        write_json(root / 'world.json', found | {'version': VERSION})
-    return found | {'version': VERSION}
 
 
 def _is_there(root: Path) -> bool:

@@ -52,6 +52,11 @@ class RunStatus:
     note: str = ''
     seconds: float | None = None
 
+    @property
+    def will_change(self) -> bool:
+        """Whether it runs or waits in Slurm's queue; others wait for a sweep to be called again."""
+        return self.state == 'running' or (self.state == 'waiting' and bool(self.note))
+
 
 def read_jobs(folder: Path) -> dict[str, str | None]:
     """Read which runs a sweep in a ``<task>_<dataset>`` folder has: ``<name>/seed<k>``, and its Slurm job."""

@@ -142,7 +142,13 @@ def rows(
     grouped: dict[str, dict[str, dict[int, float]]] = {name: {} for name in names}
     for one in results:
         for metric, value in one['metrics'].items():
-            grouped[one['name']].setdefault(metric, {})[int(one['seed'])] = float(value)
+            runs = grouped[one['name']].setdefault(metric, {})
+            if int(one['seed']) in runs:
+                raise InputError(
+                    f'two runs of {one["name"]} have {metric} of seed {one["seed"]}: another data set needs '
+                    'metrics of its own; compare them in work dirs of their own'
+                )
+            runs[int(one['seed'])] = float(value)
     order = [baseline, *(name for name in names if name != baseline)]
     known = pretrain or {}
     return [Row(name, grouped[name], dict(known.get(name) or {})) for name in order]

@@ -1,6 +1,5 @@
 """The emoji world: the same bytes everywhere, the official layouts, boxes and masks that fit the images."""
 
-import shutil
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +17,6 @@ TINY = WorldSize(
     pretrain_train=2, pretrain_val=1, det_trainval=6, det_test=3, seg_train=3, seg_aug=4, seg_val=2
 )
 TINY_DIGEST = 'ec1c28ba734aec6ee5e85357a10c907efd5d08ea75e1ee39fb7229cb397c4b76'
-VERSION_1_DIGEST = '43a6c08b1c4146a6deebf0872963c08aac92e51cf4693673941d2c080a359354'
 
 
 @pytest.fixture(scope='module')
@@ -43,19 +41,6 @@ def test_a_second_call_leaves_the_world_as_it_is_and_another_seed_is_refused(wor
     assert not ensure(world)
     with pytest.raises(InputError, match='holds another demo world .seed 0, not 1.'):
         ensure(world, seed=1, size=TINY)
-
-
-def test_a_world_without_boxes_in_voc12_gets_them(world, tmp_path):
-    old = shutil.copytree(world, tmp_path / 'old')
-    voc12 = old / 'VOCdevkit' / 'VOC2012'
-    shutil.rmtree(voc12 / 'Annotations')
-    shutil.rmtree(voc12 / 'ImageSets' / 'Main')
-    description = old / 'world.json'
-    description.write_text(description.read_text().replace('"version": 2', '"version": 1'))
-    if PIL.__version__ == '12.3.0':
-        assert digest(old) == VERSION_1_DIGEST, 'nothing else has changed since'
-    assert not ensure(old, size=TINY)
-    assert digest(old) == digest(world)
 
 
 def test_a_folder_of_something_else_is_refused_and_kept(tmp_path):

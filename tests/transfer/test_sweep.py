@@ -138,6 +138,7 @@ def test_status_of_each_kind_of_run(tmp_path):
     found = [status.read_status(folder / run, job, queue) for run, job in status.read_jobs(folder).items()]
     assert [run.state for run in found] == ['done', 'running', 'waiting', 'failed', 'waiting']
     done, running, pending, failed, _ = found
+    assert [run.will_change for run in found] == [False, True, True, False, False]
     assert done.seconds == 100
     assert running.fraction == pytest.approx(0.5, abs=0.02)
     assert running.note == 'epoch [3][10/40]  loss 1.234  eta 1:00'

@@ -57,6 +57,13 @@ def test_mean_deviation_and_difference():
     assert difference.error == pytest.approx(0.0005**0.5)
 
 
+def test_metrics_of_two_data_sets_do_not_take_each_others_place():
+    other = result('BL', 'det', 0, mAP_11point=0.9) | {'dataset': 'coco', 'config': 'configs/det/coco.py'}
+    voc = [one | {'dataset': 'voc07'} for one in TWO_SEEDS]
+    with pytest.raises(InputError, match='two runs of BL have mAP_11point of seed 0'):
+        rows([*voc, other])
+
+
 def test_one_run_has_no_uncertainty():
     baseline, row = rows(TWO_SEEDS)
     assert row.sd('mIoU') is None

@@ -1,11 +1,17 @@
 """The report of a transfer work dir: commands and curves over several calls, costs, words for tasks."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from sd_pretrain.cli import InputError
 from transfer.transfer_report import costs, report_transfer
+
+REPO = Path(__file__).parents[2]
 
 
 def probe(name, seed, values, **more):
@@ -57,6 +63,17 @@ def test_commands_and_curves_stay_over_later_calls(results, tmp_path):
     (tmp_path / 'transfer.json').write_text('{"comm')
     with pytest.raises(InputError, match=r'transfer\.json does not parse'):
         report_transfer(tmp_path, results, [])
+
+
+def test_a_baseline_that_is_not_there_is_refused(tmp_path):
+    run = tmp_path / 'seg_voc12' / 'BL' / 'seed0'
+    run.mkdir(parents=True)
+    (run / 'result.json').write_text(json.dumps({'name': 'BL', 'task': 'seg', 'seed': 0, 'metrics': {}}))
+    tool = [sys.executable, 'tools/report.py', tmp_path, '--baseline', 'BK']
+    environment = {**os.environ, 'PYTHONPATH': str(REPO)}
+    said = subprocess.run(tool, cwd=REPO, capture_output=True, text=True, env=environment)
+    assert said.returncode == 2
+    assert said.stderr == "error: no results of the baseline 'BK'; there are BL\n"
 
 
 def test_costs():
