@@ -15,7 +15,6 @@ env_cfg = dict(
 )
 # Fine-tuning keeps decoded images, in up to a quarter of the free memory; mmdet and mmseg do not know this.
 cache_images = True
-vis_backends = [dict(type='LocalVisBackend')]
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'
 load_from = None

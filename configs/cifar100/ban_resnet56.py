@@ -1,13 +1,5 @@
-# Born-again network: the same network again, taught by the last generation at T = 1 beside the labels;
-# that both terms count alike is our choice.
-_base_ = './bl_resnet56.py'
+# Born-again network: the same network again, taught by the last generation.
+_base_ = ['./bl_resnet56.py', '../_base_/methods/ban.py']
 patriarch = 'bl_resnet56.py'
-custom_hooks = [
-    dict(
-        type='SnapshotDistillationHook',
-        ends=_base_.ends,
-        teacher=dict(checkpoint='work_dirs/bl_resnet56/snapshot_1.pth'),
-        temperature=1.0,
-        lambda_s=1.0,
-    )
-]
+teacher = dict(checkpoint='work_dirs/bl_resnet56/snapshot_1.pth')
+custom_hooks = [dict(_base_.method, ends=_base_.ends, teacher=teacher)]

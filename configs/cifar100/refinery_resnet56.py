@@ -1,12 +1,5 @@
-# Label refinery: the last generation's scores on the very crop are the only labels (T = 1, no hard label).
-_base_ = './bl_resnet56.py'
+# Label refinery: the last generation labels the crops.
+_base_ = ['./bl_resnet56.py', '../_base_/methods/refinery.py']
 patriarch = 'bl_resnet56.py'
-custom_hooks = [
-    dict(
-        type='SnapshotDistillationHook',
-        ends=_base_.ends,
-        teacher=dict(checkpoint='work_dirs/bl_resnet56/snapshot_1.pth'),
-        temperature=1.0,
-        lambda_s=0.0,
-    )
-]
+teacher = dict(checkpoint='work_dirs/bl_resnet56/snapshot_1.pth')
+custom_hooks = [dict(_base_.method, ends=_base_.ends, teacher=teacher)]

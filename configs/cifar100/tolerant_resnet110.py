@@ -1,12 +1,5 @@
 # Tolerant teacher, the taught generations: born again, from a tolerant first generation.
-_base_ = './bl_resnet110.py'
+_base_ = ['./bl_resnet110.py', '../_base_/methods/ban.py']
 patriarch = 'tolerant_first_resnet110.py'
-custom_hooks = [
-    dict(
-        type='SnapshotDistillationHook',
-        ends=_base_.ends,
-        teacher=dict(checkpoint='work_dirs/tolerant_first_resnet110/snapshot_1.pth'),
-        temperature=1.0,
-        lambda_s=1.0,
-    )
-]
+teacher = dict(checkpoint='work_dirs/tolerant_first_resnet110/snapshot_1.pth')
+custom_hooks = [dict(_base_.method, ends=_base_.ends, teacher=teacher)]

@@ -22,16 +22,7 @@ train_dataloader = dict(num_workers=0, dataset=dict(size=size, scale=crop_scale)
 val_dataloader = dict(num_workers=0, dataset=dict(size=size, resize=size * 9 // 8))
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=lr))
-param_scheduler = [
-    dict(
-        type='CosineRestartLR',
-        periods=[epochs],
-        restart_weights=[1],
-        eta_min=0,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    )
-]
+param_scheduler = [dict(_base_.param_scheduler[0], periods=[epochs], restart_weights=[1])]
 custom_hooks = [dict(type='SnapshotDistillationHook', ends=ends, distill=False)]
 train_cfg = dict(max_epochs=epochs)
 default_hooks = dict(logger=dict(interval=20))

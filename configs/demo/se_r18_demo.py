@@ -2,13 +2,6 @@
 _base_ = './bl_r18_demo.py'
 ends = [_base_.epochs // 2, _base_.epochs]
 param_scheduler = [
-    dict(
-        type='CosineRestartLR',
-        periods=[ends[0], ends[1] - ends[0]],
-        restart_weights=[1, 1],
-        eta_min=0,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    )
+    dict(_base_.param_scheduler[0], periods=[ends[0], ends[1] - ends[0]], restart_weights=[1, 1])
 ]
 custom_hooks = [dict(type='SnapshotDistillationHook', ends=ends, distill=False)]

@@ -3,13 +3,6 @@
 _base_ = ['./voc07.py']
 
 dataset = 'voc0712'
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(1000, 600), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
@@ -21,7 +14,7 @@ train_dataloader = dict(
                 ann_file='ImageSets/Main/trainval.txt',
                 data_prefix=dict(sub_data_root=''),
                 filter_cfg=dict(filter_empty_gt=True, min_size=32),
-                pipeline=train_pipeline,
+                pipeline=_base_.train_pipeline,
             )
             for year in (2007, 2012)
         ],
