@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(args: argparse.Namespace) -> Iterator[Section]:
-    """Speeds on synthetic batches, on real ones where there is data, and what the device could do."""
+    """Speeds on synthetic batches, with ``--data-root`` (not ``--quick``) on real ones, and device limits."""
     import torch
 
     from sd_pretrain.benchmark_steps import Setting

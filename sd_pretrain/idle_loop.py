@@ -54,12 +54,12 @@ class IdleClassifier(TimmClassifier):
     def __init__(self, device: str):
         super().__init__('test_resnet', num_classes=10)
         self.taught = False
-        self._terms = {name: torch.tensor(1.0, device=device) for name in ('loss', 'loss_ce', 'loss_kl')}
+        self._constants = {name: torch.tensor(1.0, device=device) for name in ('loss', 'loss_ce', 'loss_kl')}
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """Total and terms of a loss, as ``parse_losses`` gives them."""
         names = ('loss', 'loss_ce', 'loss_kl') if self.taught else ('loss', 'loss_ce')
-        return OrderedDict((name, self._terms[name]) for name in names)
+        return OrderedDict((name, self._constants[name]) for name in names)
 
 
 class PausedTrainLoop(EpochBasedTrainLoop):

@@ -56,13 +56,12 @@ def _one_thread() -> None:
 def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data root with ``ILSVRC2012``, ``VOCdevkit/VOC2007`` and ``VOCdevkit/VOC2012``: real photos, few.
 
-    Unpacked from ``../shared/data`` beside the repository, or from the folder that ``SD_REAL_DATA`` names.
+    Unpacked by ``unpack.py`` of the folder that ``SD_REAL_DATA`` names.
     The tree is shared by all tests: read it, and copy what is to be changed.
     """
-    named = os.environ.get('SD_REAL_DATA')
-    source = Path(named) if named else REPO.parent / 'shared' / 'data'
+    source = Path(os.environ.get('SD_REAL_DATA', '.')).resolve()
     if not (source / 'unpack.py').is_file():
-        pytest.skip(f'real data: no {source / "unpack.py"} (SD_REAL_DATA can name another folder)')
+        pytest.skip(f'real data: no {source / "unpack.py"}; SD_REAL_DATA names its folder')
     root = tmp_path_factory.mktemp('real_data')
     subprocess.run([sys.executable, source / 'unpack.py', root, *REAL_SETS], check=True, capture_output=True)
     return root

@@ -53,17 +53,17 @@ def installed(name: str) -> str | None:
         return None
 
 
-def requirements(root: Path = ROOT) -> list[Requirement]:
+def requirements() -> list[Requirement]:
     """Everything ``pip install -e .[demo,test]`` asks for, with its range of versions."""
-    with open(root / 'pyproject.toml', 'rb') as file:
+    with open(ROOT / 'pyproject.toml', 'rb') as file:
         project = tomllib.load(file)['project']
     extras = project['optional-dependencies']
     return [Requirement(line) for line in project['dependencies'] + extras['demo'] + extras['test']]
 
 
-def pins(root: Path = ROOT) -> list[Requirement]:
+def pins() -> list[Requirement]:
     """The lines of ``constraints.txt`` that apply to this Python."""
-    lines = (line.split('#')[0].strip() for line in (root / 'constraints.txt').read_text().splitlines())
+    lines = (line.split('#')[0].strip() for line in (ROOT / 'constraints.txt').read_text().splitlines())
     found = [Requirement(line) for line in lines if line]
     return [pin for pin in found if pin.marker is None or pin.marker.evaluate()]
 

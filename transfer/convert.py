@@ -24,7 +24,6 @@ class Conversion:
     arch: str
     target: str
     source: str
-    source_sha256: str
     matched: int
     """Tensors of the target network, each matched by name and shape."""
     shared_head: int = 0
@@ -129,7 +128,6 @@ def convert(
         arch,
         to,
         where,
-        source_sha256,
         len(state_dict),
         shared_head,
         classifier,

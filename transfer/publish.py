@@ -72,7 +72,7 @@ def publish(
             arch=arch,
             parameters=sum(value.numel() for name, value in tensors.items() if _is_parameter(name)),
             config=result['config'],
-            recipe=recipe(_config(work_dir)),
+            recipe=recipe(_config(work_dir, result)),
             accuracies={key: result[key] for key in ('top1', 'top5') if key in result},
             transfers=transfer_results(results, source_sha256, baseline),
             files={name: checkpoint_io.sha256_of(staged / name) for name in names},
@@ -159,11 +159,11 @@ def _result(work_dir: Path) -> dict[str, Any]:
     return result
 
 
-def _config(work_dir: Path) -> Config:
-    configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
-    if not configs:
-        raise InputError(f'{work_dir} holds no copy of its config: the recipe is not known')
-    return Config.fromfile(configs[-1], import_custom_modules=False)
+def _config(work_dir: Path, result: Mapping[str, Any]) -> Config:
+    path = work_dir / Path(result['config']).name
+    if not path.is_file():
+        raise InputError(f'{work_dir} holds no copy of its config, {path.name}: the recipe is not known')
+    return Config.fromfile(path, import_custom_modules=False)
 
 
 def _write_weights(tensors: Mapping[str, Tensor], folder: Path, stem: str) -> tuple[str, str]:

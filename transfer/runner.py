@@ -41,7 +41,7 @@ class Task:
     module: str = 'transfer.finetune'
 
 
-# To add one: its configs, a check, and a line here.
+# To add one: its configs, a check, a line here, and its metrics (README, "To add").
 TASKS = {
     ('det', 'voc07'): Task(
         config='configs/det/faster-rcnn_r{depth}-c4_8xb2_voc07.py',

@@ -32,7 +32,6 @@ def build_table5(
     stages: Sequence[Mapping[str, Any]],
     pretrain: Mapping[str, Mapping[str, float]] | None = None,
     baseline: str | None = None,
-    seconds: float | None = None,
 ) -> dict[str, Any]:
     """Make the content of ``table5.json`` from the results of fine-tuning.
 
@@ -43,7 +42,6 @@ def build_table5(
         stages: ``{'name', 'seconds'}`` of each stage, in the order they ran.
         pretrain: for each backbone's name ``top1``, ``top5`` (fractions) and ``seconds``, where known.
         baseline: name of the backbone that the others are compared with; default: the first result's.
-        seconds: time of the whole run; default: the sum of the stages.
 
     Raises:
         InputError: see :func:`transfer.table.rows`.
@@ -65,7 +63,6 @@ def build_table5(
                 entry[key] = _entry(row, metric, of_task)
                 entry[key] |= {other: _entry(row, other) for other in others if row.values.get(other)}
         backbones.append(entry)
-    total = sum(stage['seconds'] for stage in stages) if seconds is None else seconds
     table5 = {
         'schema': SCHEMA,
         'data': data,
@@ -74,7 +71,7 @@ def build_table5(
         'comparisons': [one.as_json() for one in compare(results, baseline)],
         'class_comparisons': _class_comparisons(results, [one['name'] for one in backbones]),
         'stages': list(stages),
-        'seconds': total,
+        'seconds': sum(stage['seconds'] for stage in stages),
     }
     validate_table5(table5)
     return table5
