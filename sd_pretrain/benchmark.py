@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from sd_pretrain.launch import cpu_share
+from sd_pretrain.markdown import markdown_table
 
 
 class Spread(NamedTuple):
@@ -54,9 +55,8 @@ class Section:
 
     def markdown(self) -> str:
         """The table with its heading and notes."""
-        align = [':--', *['--:'] * (len(self.columns) - 1)]
-        lines = [f'| {" | ".join(cells)} |' for cells in (self.columns, align, *self.rows)]
-        return '\n'.join([f'### {self.title}', '', *lines, *(f'\n{note}' for note in self.notes)])
+        table = markdown_table(self.columns, self.rows)
+        return '\n'.join([f'### {self.title}', '', table, *(f'\n{note}' for note in self.notes)])
 
 
 def spread(values: Sequence[float]) -> Spread:

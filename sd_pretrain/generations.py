@@ -10,6 +10,7 @@ from typing import Any
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.launch import check_gpus
+from sd_pretrain.markdown import markdown_table
 from sd_pretrain.prepare import load_config
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.run_record import RESULT
@@ -114,18 +115,17 @@ def first_config(config: Path) -> Path:
 
 def generations_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table of the generations' errors; ``top1`` and ``top5`` of ``rows`` are fractions."""
-    lines = [
-        '| generation | config | top-1 error, % | top-5 error, % |',
-        '| --: | :-- | --: | --: |',
-        *(
-            f'| {row["generation"]} | {Path(row["config"]).stem} | {100 - 100 * row["top1"]:.2f} '
-            f'| {100 - 100 * row["top5"]:.2f} |'
-            for row in rows
-        ),
-        '',
-        'One run each: how far the differences between generations can be trusted is not known.',
+    head = ['generation', 'config', 'top-1 error, %', 'top-5 error, %']
+    cells = [
+        [
+            str(row['generation']),
+            Path(row['config']).stem,
+            *(f'{100 - 100 * row[key]:.2f}' for key in ('top1', 'top5')),
+        ]
+        for row in rows
     ]
-    return '\n'.join(lines) + '\n'
+    note = 'One run each: how far the differences between generations can be trusted is not known.'
+    return f'{markdown_table(head, cells, text_columns=2)}\n\n{note}\n'
 
 
 def _teacher_options(what: Generations, generation: int, last: dict[str, Any]) -> list[str]:

@@ -15,12 +15,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.markdown import markdown_table
 from transfer.logs import LoggedRun, read_run
 from transfer.statistics import Interval, seed_difference
 
 FORMATS = ('terminal', 'markdown', 'csv', 'json', 'latex', 'html')
 _SEED = re.compile(r'seed[_-]?(\d+)')
-_BAR = '\\|'
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ def write(lines: Sequence[Line], fmt: str) -> str:
         csv.writer(out, lineterminator='\n').writerows([head, *body])
         return out.getvalue().rstrip('\n')
     if fmt == 'markdown':
-        rows = [head, [':--', ':--', '--:', '--:', '--:', '--:', '--:'], *body]
-        return '\n'.join(f'| {" | ".join(cell.replace("|", _BAR) for cell in row)} |' for row in rows)
+        return markdown_table(head, body, text_columns=2)
     if fmt == 'latex':
         first, *rest = (' & '.join(map(_latex, row)) + r' \\' for row in [head, *body])
         begin, end = r'\begin{tabular}{llrrrrr}', r'\end{tabular}'

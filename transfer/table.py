@@ -16,6 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.markdown import markdown_table
 
 METRICS = {
     'mAP_11point': 'mAP 11-point',
@@ -300,9 +301,7 @@ def _run_lines(table: Sequence[Row], metrics: Sequence[str]) -> tuple[list[str],
 
 def _layout(header: list[str], lines: list[list[str]], fmt: str) -> str:
     if fmt == 'markdown':
-        rule = [':--', *('--:' for _ in header[1:])]
-        escaped = [[cell.replace('|', '\\|') for cell in line] for line in [header, rule, *lines]]
-        return '\n'.join(f'| {" | ".join(line)} |' for line in escaped)
+        return markdown_table(header, lines)
     if fmt != 'terminal':
         raise ValueError(f"fmt must be 'terminal' or 'markdown', found {fmt!r}")
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]

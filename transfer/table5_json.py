@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.markdown import markdown_table
 from transfer.evidence import compare, compare_classes, verdict_lines
 from transfer.table import Row, format_rows, papers_setting, rows
 
@@ -209,19 +210,17 @@ def table5_rows(table5: Mapping[str, Any]) -> list[Row]:
 def table5_markdown(table5: Mapping[str, Any]) -> str:
     """Write ``table5.md``: the table, its notes, the checkpoints and the stages with their times."""
     what = 'the embedded demo data' if table5['data'] == 'demo' else 'real data'
-    table, *below = format_rows(table5_rows(table5), 'markdown', table5.get('papers_setting', False)).split(
-        '\n\n'
-    )
+    paper = table5.get('papers_setting', False)
+    table, *below = format_rows(table5_rows(table5), 'markdown', paper).split('\n\n')
     parts = [f'# Table 5 on {what}', table, *below[:-1]]
     parts.append('\n'.join(f'- {note}' for note in below[-1].splitlines()))
     said = verdict_lines(table5.get('comparisons', ()))
     parts += ['## Verdicts', '\n'.join(f'- {line}' for line in said)] if said else []
     files = [
-        f'| {one["name"]} | `{one.get("checkpoint")}` | `{one.get("sha256")}` |'
-        for one in table5['backbones']
+        (one['name'], f'`{one.get("checkpoint")}`', f'`{one.get("sha256")}`') for one in table5['backbones']
     ]
-    parts.append('\n'.join(['| backbone | checkpoint | sha256 |', '| :-- | :-- | :-- |', *files]))
-    stages = [f'| {stage["name"]} | {stage["seconds"]:.0f} |' for stage in table5['stages']]
-    whole = f'| whole run | {table5["seconds"]:.0f} |'
-    parts.append('\n'.join(['| stage | seconds |', '| :-- | --: |', *stages, whole]))
+    parts.append(markdown_table(['backbone', 'checkpoint', 'sha256'], files, text_columns=3))
+    stages = [*table5['stages'], {'name': 'whole run', 'seconds': table5['seconds']}]
+    times = [(stage['name'], f'{stage["seconds"]:.0f}') for stage in stages]
+    parts.append(markdown_table(['stage', 'seconds'], times))
     return '\n\n'.join(parts) + '\n'
