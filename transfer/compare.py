@@ -30,14 +30,14 @@ class Line:
     Args:
         name: the group.
         metric: the metric.
-        values: by seed (or place) the value of each run.
+        values: by seed (without one, by folder) the value of each run.
         difference: to the first group, with its interval; ``None`` for that one, or with single runs.
         change: the difference itself; ``None`` for the first group.
     """
 
     name: str
     metric: str
-    values: dict[int, float]
+    values: dict[int | str, float]
     change: float | None
     difference: Interval | None
 
@@ -52,37 +52,47 @@ class Line:
         return stdev(self.values.values()) if len(self.values) > 1 else None
 
 
-def group_runs(arguments: Sequence[str]) -> dict[str, dict[int, LoggedRun]]:
+def group_runs(arguments: Sequence[str]) -> dict[str, dict[int | str, LoggedRun]]:
     """Read ``[NAME=]WORK_DIR`` arguments; the first group is the baseline.
 
     A folder of ``seed<k>`` folders is a group of runs, and so are several arguments under one name.
 
+    Returns:
+        By name and seed; a run whose folder names no seed stands under its folder, so that it makes no pair
+        with a run of another group.
+
     Raises:
-        InputError: a folder is missing, or has no log; a group has no run, or one seed twice.
+        InputError: a folder is missing, or has no log; a group has no run, or one seed twice; two folders
+            without ``NAME=`` would have the same name.
     """
-    groups: dict[str, dict[int, LoggedRun]] = {}
+    groups: dict[str, dict[int | str, LoggedRun]] = {}
+    places: dict[str, Path] = {}
     for argument in arguments:
         name, equals, where = argument.partition('=')
         path = Path(where if equals else argument)
         seeds = sorted(one for one in path.glob('seed*') if one.is_dir() and _SEED.fullmatch(one.name))
         folders = seeds or [path]
         if not equals:
-            name = path.parent.name if _SEED.fullmatch(path.name) else path.name
+            place = path.parent if _SEED.fullmatch(path.name) else path
+            name = place.name
+            if places.setdefault(name, place) != place:
+                raise InputError(f'{places[name]} and {place} are both called {name}: say NAME={place}')
         if not path.is_dir():
             raise InputError(f'no work dir {path}')
         group = groups.setdefault(name, {})
         for folder in folders:
             match = _SEED.fullmatch(folder.name)
-            seed = int(match.group(1)) if match else len(group)
+            seed = int(match.group(1)) if match else str(folder)
             if seed in group:
-                raise InputError(f'{name} has seed {seed} twice: {group[seed].work_dir} and {folder}')
+                what = f'seed {seed}' if match else 'a folder'
+                raise InputError(f'{name} has {what} twice: {group[seed].work_dir} and {folder}')
             group[seed] = read_run(folder)
     if not groups:
         raise InputError('no work dir given')
     return groups
 
 
-def require_same_test(groups: Mapping[str, Mapping[int, LoggedRun]]) -> None:
+def require_same_test(groups: Mapping[str, Mapping[int | str, LoggedRun]]) -> None:
     """Refuse to compare runs that were tested differently, as far as their configs tell.
 
     Raises:
@@ -100,7 +110,7 @@ def require_same_test(groups: Mapping[str, Mapping[int, LoggedRun]]) -> None:
 
 
 def compare_runs(
-    groups: Mapping[str, Mapping[int, LoggedRun]], metrics: Sequence[str] | None = None
+    groups: Mapping[str, Mapping[int | str, LoggedRun]], metrics: Sequence[str] | None = None
 ) -> list[Line]:
     """Compare every group with the first, metric by metric.
 
@@ -132,7 +142,7 @@ def compare_runs(
         for run in runs:
             if metric not in run.metrics:
                 raise InputError(f'{run.work_dir} has no metric {metric}; it has {", ".join(run.metrics)}')
-        first: dict[int, float] | None = None
+        first: dict[int | str, float] | None = None
         for name, group in groups.items():
             values = {seed: run.metrics[metric] for seed, run in group.items()}
             if first is None:
@@ -140,7 +150,10 @@ def compare_runs(
                 lines.append(Line(name, metric, values, None, None))
             else:
                 change = fmean(values.values()) - fmean(first.values())
-                lines.append(Line(name, metric, values, change, seed_difference(values, first)))
+                found = seed_difference(values, first)
+                # Values rounded for the log can agree to its last digit: nothing is known of their scatter.
+                known = found is not None and found.error > 1e-9
+                lines.append(Line(name, metric, values, change, found if known else None))
     return lines
 
 

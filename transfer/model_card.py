@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +16,7 @@ from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
 from transfer import evidence, table
-from transfer.checkpoint_io import read_meta
+from transfer.checkpoint_io import read_meta, sha256_of
 
 LICENSES = (
     *('apache-2.0', 'mit', 'bsd-2-clause', 'bsd-3-clause', 'cc0-1.0', 'cc-by-4.0', 'cc-by-sa-4.0'),
@@ -146,10 +147,11 @@ def transfer_results(folders: Sequence[Path], source_sha256: str, baseline: str)
     tables: list[str] = []
     for folder in folders:
         results = table.collect(folder, first=[baseline])
-        names = _names(folder, source_sha256)
-        ours = [one for one in results if one['name'] in names]
+        files = _converted(folder, results, source_sha256)
+        ours = [one for one in results if one.get('sha256') in files]
         if not ours:
             raise InputError(f'{folder} has no finished fine-tuning of this network, only of others')
+        names = {one['name'] for one in ours}
         verdicts = {
             (one.name, one.metric): one.verdict.text for one in evidence.compare(results) if one.name in names
         }
@@ -280,11 +282,12 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
     return found
 
 
-def _names(folder: Path, source_sha256: str) -> set[str]:
-    """What a transfer work dir calls the backbones that were converted from that checkpoint."""
-    files = (folder / 'backbones').glob('*_mmdet-*.pth')
-    return {
-        path.name.rpartition('_mmdet-')[0]
-        for path in files
-        if read_meta(path)['source_sha256'] == source_sha256
-    }
+def _converted(folder: Path, results: Sequence[Mapping[str, Any]], source_sha256: str) -> set[str]:
+    """SHA-256 of the backbone files of these results that were converted from that checkpoint."""
+    used = [Path(one['backbone']) for one in results if one.get('backbone')]
+    digests = set()
+    for path in {*(folder / 'backbones').glob('*.pth'), *used}:
+        with suppress(InputError):  # no converted file
+            if read_meta(path)['source_sha256'] == source_sha256:
+                digests.add(sha256_of(path))
+    return digests

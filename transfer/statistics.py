@@ -9,7 +9,7 @@ that are too short with the three to ten seeds that people run. All distribution
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,7 @@ def _reach(level: float, error: float, df: float, image_error: float) -> float:
 
 
 def seed_difference(
-    runs: Mapping[int, float], baseline: Mapping[int, float], level: float = LEVEL
+    runs: Mapping[Hashable, float], baseline: Mapping[Hashable, float], level: float = LEVEL
 ) -> Interval | None:
     """Difference of two means over seeds, ``None`` unless both sides have two runs.
 

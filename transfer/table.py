@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -35,7 +36,11 @@ PAPER = {
     'SD': {'top1': 0.7907, 'top5': 0.9445, 'mAP_11point': 0.7493, 'mIoU': 0.7797},
 }
 PAPER_ARCH = 'resnet152'
-PAPER_CONFIGS = ('faster-rcnn_r152-c4_8xb2_voc07.py', 'deeplabv3_r152-d16-syncbn_8xb1_voc12aug.py')
+PAPER_CONFIGS = (
+    Path('configs/det/faster-rcnn_r152-c4_8xb2_voc07.py'),
+    Path('configs/seg/deeplabv3_r152-d16-syncbn_8xb1_voc12aug.py'),
+)
+_ROOT = Path(__file__).resolve().parents[1]
 _DEPTH = re.compile(r'_r\d+(?=-)')
 PAPER_NOTE = (
     'paper: Tables 4 and 5, ResNet-152 on ILSVRC2012 and PASCAL VOC, one run each; it says mAP only, which '
@@ -164,12 +169,13 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
         results: contents of ``result.json`` files, or what is known of them before the runs.
 
     Raises:
-        InputError: two backbones, configs or settings where there must be one; names them.
+        InputError: two backbones, configs, settings or image lists where there must be one; names them.
     """
     keys = (
         ('backbones', 'sha256', ('name',)),
         ('configs', 'config', ('task', 'dataset')),
         ('settings', 'config_sha256', ('config',)),
+        ('image lists', 'lists_sha256', ('task', 'dataset')),
     )
     for what, key, parts in keys:
         seen: dict[str, str] = {}
@@ -186,16 +192,25 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def papers_setting(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the paper's numbers can stand beside these: its network, in the configs that follow it.
+    """Whether the paper's numbers can stand beside these: its network, its configs as they are.
 
-    Tasks that the paper has not do not matter.
+    ``--amp`` does not count, nor do tasks that the paper has not.
     """
     known = {metric for values in PAPER.values() for metric in values}
     papers = [one for one in results if known & set(one.get('metrics') or ())]
     return bool(papers) and all(
-        one.get('arch') == PAPER_ARCH and Path(one.get('config') or '').name in PAPER_CONFIGS
+        one.get('arch') == PAPER_ARCH
+        and Path(one.get('config') or '') in PAPER_CONFIGS
+        and one.get('config_sha256') in _config_hashes(one['config'])
         for one in papers
     )
+
+
+@cache
+def _config_hashes(path: str) -> tuple[str, ...]:
+    from transfer.run_record import config_sha256, load_config
+
+    return tuple(config_sha256(load_config(_ROOT / path, amp=amp)) for amp in (False, True))
 
 
 def format_table(

@@ -104,6 +104,33 @@ def test_groups_of_seeds_and_their_difference(tmp_path):
     assert 0 < other.difference.low < 0.04 < other.difference.high
 
 
+def test_runs_that_name_no_seed_are_no_pairs_whatever_their_order(tmp_path):
+    values = {'BL': (0.70, 0.71, 0.72), 'SD': (0.711, 0.721, 0.73)}
+    named = {
+        name: [f'{name}={leave(tmp_path / f"{name}{place}", [value])}' for place, value in enumerate(some)]
+        for name, some in values.items()
+    }
+    _, line = compare_runs(group_runs([*named['BL'], *named['SD']]), ['pascal_voc/mAP'])
+    _, other = compare_runs(group_runs([*named['BL'], *reversed(named['SD'])]), ['pascal_voc/mAP'])
+    assert not line.difference.paired
+    assert (line.difference.low, line.difference.high) == pytest.approx(
+        (other.difference.low, other.difference.high)
+    )
+
+
+def test_equal_rounded_differences_are_no_certainty(tmp_path):
+    groups = group_runs([seeds(tmp_path / 'BL', [0.712, 0.714]), seeds(tmp_path / 'SD', [0.715, 0.717])])
+    _, line = compare_runs(groups, ['pascal_voc/mAP'])
+    assert line.change == pytest.approx(0.003) and line.difference is None
+
+
+def test_two_folders_of_one_name_need_names(tmp_path):
+    one, two = (leave(tmp_path / name / 'det', [0.5]) for name in 'ab')
+    with pytest.raises(InputError, match='are both called det: say NAME='):
+        group_runs([str(one), str(two)])
+    assert list(group_runs([str(one), f'B={two}'])) == ['det', 'B']
+
+
 def test_several_folders_under_one_name(tmp_path):
     one, two = (leave(tmp_path / name, [value]) for name, value in (('a', 0.5), ('b', 0.6)))
     groups = group_runs([f'BL={one}', f'BL={two}'])

@@ -1,6 +1,7 @@
 """Publishing: the three libraries load the files as they are; the card and the metafile say what is known."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from torchvision.models import resnet18
 
 from sd_pretrain.cli import InputError
 from transfer.checkpoint_io import sha256_of
-from transfer.model_card import recipe
+from transfer.model_card import recipe, transfer_results
 from transfer.publish import check_loadable, publish
 from transfer.runner import backbone_file
 
@@ -113,6 +114,25 @@ def test_the_card(published):
     # What it tells its readers to type works.
     code = card.text.split('```python\n')[1].split('```')[0]
     subprocess.run([sys.executable, '-c', code], cwd=published.card.parent, check=True)
+
+
+def test_results_of_an_earlier_network_of_that_name_are_not_taken(transfer_dir, tmp_path):
+    folder = shutil.copytree(transfer_dir, tmp_path / 'transfer')
+    torch.manual_seed(2)
+    torch.save(resnet18().state_dict(), tmp_path / 'new.pth')
+    backbone_file('Ours', str(tmp_path / 'new.pth'), folder / 'backbones')
+    with pytest.raises(InputError, match='no finished fine-tuning of this network, only of others'):
+        transfer_results([folder], sha256_of(tmp_path / 'new.pth'), 'BL')
+
+
+def test_results_of_a_backbone_that_was_given_converted(work_dir, transfer_dir, tmp_path):
+    folder = shutil.copytree(transfer_dir, tmp_path / 'transfer')
+    (file,) = (folder / 'backbones').glob('Ours_mmdet-*.pth')
+    file = file.rename(tmp_path / file.name)
+    for path in folder.glob('seg_voc12/Ours/seed*/result.json'):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'backbone': str(file)}))
+    (found,) = transfer_results([folder], sha256_of(work_dir / 'snapshot_2.pth'), 'BL').values
+    assert found.value == pytest.approx(0.61)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 
 from sd_pretrain.cli import InputError
+from transfer.run_record import config_sha256, load_config
 from transfer.table import Row, collect, format_table, papers_setting, rows
 from transfer.table5_json import build_table5, load_table5, table5_markdown, validate_table5
 
+REPO = Path(__file__).parents[2]
 CONFIGS = {
     'det': 'faster-rcnn_r152-c4_8xb2_voc07.py',
     'seg': 'deeplabv3_r152-d16-syncbn_8xb1_voc12aug.py',
@@ -20,7 +22,7 @@ def result(name, task, seed, **metrics):
         'task': task,
         'seed': seed,
         'config': f'configs/{task}/{CONFIGS[task]}',
-        'config_sha256': 64 * task[0],
+        'config_sha256': config_sha256(load_config(REPO / 'configs' / task / CONFIGS[task])),
         'arch': 'resnet152',
         'backbone': f'{name}.pth',
         'sha256': 64 * name[0],
@@ -62,6 +64,13 @@ def test_metrics_of_two_data_sets_do_not_take_each_others_place():
     voc = [one | {'dataset': 'voc07'} for one in TWO_SEEDS]
     with pytest.raises(InputError, match='two runs of BL have mAP_11point of seed 0'):
         rows([*voc, other])
+
+
+def test_runs_on_other_image_lists_are_not_compared():
+    lists = {'BL': 64 * 'a', 'SD': 64 * 'b'}
+    runs = [one | {'dataset': 'voc07', 'lists_sha256': lists[one['name']]} for one in TWO_SEEDS[:4]]
+    with pytest.raises(InputError, match="results of 'det voc07' come from two image lists"):
+        rows(runs)
 
 
 def test_one_run_has_no_uncertainty():
@@ -115,8 +124,10 @@ def test_paper_stands_beside_its_own_setting_only():
     assert papers_setting(TWO_SEEDS)
     demo = [{**one, 'config': f'configs/demo/{one["task"]}.py'} for one in TWO_SEEDS]
     small = [{**one, 'arch': 'resnet18'} for one in TWO_SEEDS]
+    changed = [{**one, 'config_sha256': 64 * '0'} for one in TWO_SEEDS]
     assert not papers_setting(demo)
     assert not papers_setting(small)
+    assert not papers_setting(changed)
     fpn = [{**one, 'config': 'configs/det/faster-rcnn_r152-fpn_8xb2_voc07.py'} for one in TWO_SEEDS]
     assert not papers_setting(fpn)
     text = format_table(TWO_SEEDS)
