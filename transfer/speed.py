@@ -36,14 +36,17 @@ def check_amp(amp: bool) -> None:
 def prepare_model(model: nn.Module) -> nn.Module:
     """Make a built detector or segmentor ready for a GPU or CPU, before DDP wraps it; keys stay.
 
-    Losses, box coding and NMS get float32 from the heads, whatever autocast does: bfloat16 has 8 bits, too
-    few for coordinates and for means over many pixels.
+    Losses, box coding and NMS get float32 from the heads, and RoI layers work in float32, whatever autocast
+    does: bfloat16 has 8 bits, too few for coordinates and for means over many pixels.
     """
     for name, module in model.named_modules():
         if name.rsplit('.', 1)[-1] in _HEADS and not isinstance(module, nn.ModuleList):
             # mmseg's heads are not called but by their forward method; their last layer is.
             last = getattr(module, 'conv_seg', module)
             last.register_forward_hook(_to_float32)
+        if hasattr(module, 'roi_layers'):
+            # An extractor of mmdet rounds the RoIs to the type of its features.
+            module.register_forward_pre_hook(_float32_features, with_kwargs=True)
     if torch.cuda.is_available():
         if hasattr(model, 'data_preprocessor'):
             model.data_preprocessor._non_blocking = True  # mmseg's has no argument for it
@@ -81,6 +84,14 @@ def right_fused_sgd(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
     if optimizer.get('type') == 'SGD' and optimizer.pop('fused', False):
         optimizer['type'] = 'FusedSGD'
     return changed
+
+
+def _float32_features(
+    module: nn.Module, inputs: tuple, named: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    if inputs:
+        return (_to_float32(module, (), inputs[0]), *inputs[1:]), named
+    return inputs, {**named, 'feats': _to_float32(module, (), named['feats'])}
 
 
 def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:

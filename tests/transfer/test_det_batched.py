@@ -21,6 +21,7 @@ from mmdet.registry import MODELS  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 
 from transfer import det_assign, det_batched  # noqa: E402
+from transfer.speed import prepare_model  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[2]
 DEMO = 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py'
@@ -111,6 +112,23 @@ def test_a_step_is_mmdets(config, options, objects):
         assert grads.keys() == our_grads.keys()
         for name, grad in grads.items():
             assert (our_grads[name] - grad).norm() <= 2e-3 * grad.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize('batched', [False, True])
+def test_rois_are_not_rounded_by_bfloat16(batched):
+    """Features are, and so are those of layer4 on the RoIs; the gradient goes through."""
+    model, types = prepare_model(both()[batched]), {}
+    extractor = model.roi_head.bbox_roi_extractor
+    for part in (model.backbone.layer3, extractor.roi_layers[0], model.roi_head.shared_head):
+        part.register_forward_hook(
+            lambda module, inputs, out: types.update({module: [one.dtype for one in (*inputs, out)]})
+        )
+    with torch.autocast('cpu', torch.bfloat16):
+        grads = step(model, batch(), 0)[2]
+    coarse, fine = torch.bfloat16, torch.float32
+    assert list(types.values()) == [[coarse, coarse], [fine, fine, fine], [fine, coarse]]
+    assert grads['backbone.layer3.0.conv1.weight'].any()
+    assert extractor(feats=(torch.ones(1, 256, 4, 4, dtype=coarse),), rois=torch.ones(1, 5)).dtype == fine
 
 
 def test_what_does_not_fit_into_memory_at_once_is_done_image_by_image(monkeypatch):
