@@ -112,7 +112,7 @@ def test_automatic_precision_is_what_the_cpu_is_made_for():
 @pytest.mark.cuda
 def test_automatic_precision_on_a_gpu_is_float16_whatever_the_network_is():
     images = torch.randn(8, 3, 32, 32, device='cuda')
-    for network in (small().cuda(), Undecided().cuda()):
+    for network in (small().eval().cuda(), Undecided().cuda()):
         logits = FrozenTeacher(network)(images)
         assert torch.equal(logits, FrozenTeacher(network, precision='float16')(images))
         with torch.no_grad():
