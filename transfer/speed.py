@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from sd_pretrain.bfloat16 import cpu_has_bf16, require_gpu_bf16
@@ -62,7 +63,7 @@ def wait_less(cfg: Config) -> None:
 
     Logged values are fetched at the log interval, not in every iteration
     (:class:`sd_pretrain.device_log.DeviceLogHook`). For a GPU, batches are copied from pinned memory while it
-    still works on the last one.
+    still works on the last one: images, and boxes and masks of the data samples, which get a ``pin_memory``.
     """
     hooks = cfg.default_hooks
     if hooks.get('timer', {}).get('type') == 'IterTimerHook' and 'runtime_info' not in hooks:
@@ -70,6 +71,8 @@ def wait_less(cfg: Config) -> None:
         hooks.runtime_info = dict(type='DeviceLogHook')
     if torch.cuda.is_available():
         cfg.train_dataloader.setdefault('pin_memory', True)
+        # A loader of PyTorch pins what has such a method.
+        BaseDataElement.pin_memory = _pinned
 
 
 def right_fused_sgd(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +87,17 @@ def right_fused_sgd(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
     if optimizer.get('type') == 'SGD' and optimizer.pop('fused', False):
         optimizer['type'] = 'FusedSGD'
     return changed
+
+
+def _pinned(sample: BaseDataElement) -> BaseDataElement:
+    """A copy of a data sample whose tensors, however deep, lie in pinned memory; as ``sample.to``."""
+    copied = sample.new()
+    for key, value in sample.items():
+        if isinstance(value, Tensor | BaseDataElement):
+            copied.set_data({key: value.pin_memory()})
+        elif isinstance(getattr(value, 'tensor', None), Tensor):  # mmdet's boxes
+            copied.set_data({key: type(value)(value.tensor.pin_memory(), clone=False)})
+    return copied
 
 
 def _float32_features(

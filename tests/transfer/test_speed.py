@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
 from torch import nn
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from sd_pretrain.bfloat16 import cpu_has_bf16
-from sd_pretrain.cli import InputError
+from sd_pretrain.cli import InputError, set_data_root
 from sd_pretrain.small_maps import SmallMapConv2d
 from transfer import finetune, mmcv_ops, speed
 from transfer.run_record import load_config
@@ -122,18 +126,37 @@ def test_logs_are_mmengines_though_no_iteration_is_waited_for(config, data_root,
         assert all(one[key] == other[key] for key in one if 'time' not in key)
 
 
-@pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
-def test_batches_are_copied_to_a_gpu_without_waiting(config, monkeypatch):
-    from mmengine.registry import MODELS, init_default_scope
-
+@pytest.mark.parametrize(('config', 'tensors'), [(DET, 5), (SEG, 2)], ids=['det', 'seg'])
+def test_batches_are_copied_to_a_gpu_from_pinned_memory_without_waiting(
+    config, tensors, data_root, monkeypatch
+):
+    """Images and what their data samples hold: boxes and labels, also of objects to be ignored, or masks."""
     monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr(BaseDataElement, 'pin_memory', None, raising=False)  # to be taken away again
     cfg = load_config(config)
+    set_data_root(cfg, data_root)
+    speed.wait_less(cfg)
     init_default_scope(cfg.default_scope)
-    copies = []
-    model = speed.prepare_model(MODELS.build(cfg.model))
-    monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *_, non_blocking: copies.append(non_blocking))
-    model.data_preprocessor.cast_data({'inputs': [torch.zeros(3, 4, 4)] * 2})
-    assert copies == [True, True]
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    preprocessor = speed.prepare_model(MODELS.build(cfg.model)).data_preprocessor
+    batch = pseudo_collate([dataset[0], dataset[1]])
+
+    pinned, copies = [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, 'pin_memory', lambda tensor: pinned.append(tensor.clone()) or pinned[-1])
+        moved = pin_memory(batch)
+    places = {one.data_ptr() for one in pinned}
+    with monkeypatch.context() as patch:
+
+        def copy(tensor, *_, non_blocking):
+            copies.append(non_blocking and tensor.data_ptr() in places)
+            return tensor
+
+        patch.setattr(torch.Tensor, 'to', copy)
+        moved = preprocessor.cast_data(moved)
+    assert copies == [True] * (2 * tensors)
+    for one, other in zip(batch['data_samples'], moved['data_samples'], strict=True):
+        assert str(one.to_dict()) == str(other.to_dict()) and one.metainfo == other.metainfo
 
 
 def test_a_gpu_gets_pinned_batches_and_own_hooks_stay(monkeypatch):
