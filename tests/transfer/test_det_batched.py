@@ -117,6 +117,23 @@ def test_a_step_is_mmdets(config, options, objects):
             assert (our_grads[name] - grad).norm() <= 2e-3 * grad.norm() + 1e-6, name
 
 
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
+def test_a_step_is_mmdets_on_each_device(device):
+    """Prepared as for a training: both are channels-last on a GPU, where sums come in any order."""
+    stock, ours = (prepare_model(model).to(device) for model in both())
+    for seed in range(3):
+        data = batch(seed=seed)
+        images, losses, grads, _ = step(stock, data, seed)
+        our_images, our_losses, our_grads, _ = step(ours, data, seed)
+        assert images.device.type == our_images.device.type == device
+        torch.testing.assert_close(our_images, images)
+        assert losses.keys() == our_losses.keys()
+        for key, value in losses.items():
+            torch.testing.assert_close(our_losses[key], value, rtol=1e-3, atol=1e-4)
+        for name, grad in grads.items():
+            assert (our_grads[name] - grad).norm() <= 1e-2 * grad.norm() + 1e-5, name
+
+
 @pytest.mark.parametrize('batched', [False, True])
 def test_rois_are_not_rounded_by_bfloat16(batched):
     """Features are, and so are those of layer4 on the RoIs; the gradient goes through."""

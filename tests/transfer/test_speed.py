@@ -1,6 +1,7 @@
 """Fast fine-tuning computes what the slow one does: bfloat16, batches of test images, images kept."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from sd_pretrain.bfloat16 import cpu_has_bf16
 from sd_pretrain.cli import InputError, set_data_root
+from sd_pretrain.optim import FusedSGD
 from sd_pretrain.small_maps import SmallMapConv2d
 from transfer import finetune, mmcv_ops, speed
 from transfer.run_record import load_config
@@ -25,6 +27,7 @@ from transfer.seg_speed import PaddedSegDataPreProcessor  # noqa: E402
 REPO = Path(__file__).resolve().parents[2]
 DET = str(REPO / 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py')
 SEG = str(REPO / 'configs/demo/deeplabv3_r18-d16_demo-voc12.py')
+DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)]
 SHORT = ['total_batch_size=2', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
 
 
@@ -76,8 +79,11 @@ def test_on_a_cpu_the_shared_roi_head_alone_knows_small_maps(monkeypatch):
     assert type(model.backbone[0]) is nn.Conv2d
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
-def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(config, data_root, tmp_path, monkeypatch):
+def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(
+    config, device, data_root, tmp_path, monkeypatch
+):
     """The convolutions before a head's last layer run in bfloat16; its losses see float32."""
     seen, losses = {}, set()
     prepare = speed.prepare_model
@@ -106,7 +112,53 @@ def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(config, data_ro
     result = finetune.finetune(args)
     assert seen == {True: torch.bfloat16, False: torch.float32}, 'the test is in float32'
     assert losses == {torch.float32}
+    assert (result['gpus'] > 0) == (device == 'cuda')
     assert all(0 <= value <= 1 for value in result['metrics'].values())
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize(
+    ('config', 'options'),
+    [(DET, []), (DET, ['batched_heads=True']), (SEG, [])],
+    ids=['det', 'det-batched', 'seg'],
+)
+def test_weights_and_momentum_lie_as_the_device_wants_them_and_batches_are_pinned_for_a_gpu(
+    config, options, device, data_root, tmp_path, monkeypatch
+):
+    runners, pinned = [], set()
+
+    def note(preprocessor, inputs):
+        data, training = (*inputs, False)[:2]
+        if training:
+            sample = data['data_samples'][0]
+            truth = sample.gt_instances.labels if config == DET else sample.gt_sem_seg.data
+            pinned.update({data['inputs'][0].is_pinned(), truth.is_pinned()})
+
+    class Watched(finetune.FinetuneRunner):
+        def train(self):
+            runners.append(self)
+            self.model.data_preprocessor.register_forward_pre_hook(note)
+            return super().train()
+
+    monkeypatch.setattr(finetune, 'FinetuneRunner', Watched)
+    work_dir = tmp_path / 'work'
+    places = ['--backbone', 'none', '--work-dir', str(work_dir), '--data-root', str(data_root)]
+    more = ['--cfg-options', *SHORT, *options, 'default_hooks.logger.interval=1']
+    finetune.finetune(finetune.parse_args([config, *places, '--amp', *more]))
+
+    assert pinned == {device == 'cuda'}
+    optimizer = runners[0].optim_wrapper.optimizer
+    assert type(optimizer) is FusedSGD and len(optimizer.state) > 20
+    layout = torch.channels_last if device == 'cuda' else torch.contiguous_format
+    for weight, state in optimizer.state.items():
+        momentum = state['momentum_buffer']
+        assert weight.device.type == momentum.device.type == device
+        assert weight.stride() == momentum.stride()
+        assert weight.ndim < 4 or weight.is_contiguous(memory_format=layout)
+        assert weight.isfinite().all() and momentum.isfinite().all() and momentum.any()
+    (file,) = work_dir.glob('*/vis_data/scalars.json')
+    losses = [log['loss'] for log in map(json.loads, file.read_text().splitlines()) if 'loss' in log]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
 
 
 @pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
