@@ -85,7 +85,7 @@ def _real(root: Path, batch: int, size: int) -> list[tuple[Tensor, Tensor]]:
 
 def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
     from sd_pretrain.benchmark_steps import mmengines, ours, timms, torchvisions
-    from sd_pretrain.ceilings import step_memory
+    from sd_pretrain.ceilings import graph_memory, step_memory
 
     gpu = setting.device.type == 'cuda'
     steps = {BASELINE: ours(setting, batches)}
@@ -97,8 +97,9 @@ def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
     steps |= {name: peer(setting, batches) for name, peer in peers.items()}
     each = 10 if gpu else 1
     cases = {name: _repeat(step, each) for name, step in steps.items()}
+    graphs = {name: graph_memory(step, setting.device) for name, step in steps.items()}
     seconds = interleaved(cases, rounds, setting.device)
-    memory = {name: step_memory(step, setting.device) for name, step in steps.items()}
+    memory = {name: graphs[name] + step_memory(step, setting.device) for name, step in steps.items()}
     images, size = len(batches[0][0]), batches[0][0].shape[-1]
     rows = []
     for name, values in seconds.items():
@@ -116,6 +117,10 @@ def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
         )
     limits = _limits(setting, steps[BASELINE], spread(seconds[BASELINE]).median / each)
     lines.append(limits.pop('text'))
+    lines.append(
+        'Peak memory: what a step takes beyond what is there before it (weights, momentum)'
+        + (', and what the CUDA graph of the teacher keeps for itself.' if gpu else '.')
+    )
     kind = 'bfloat16 autocast' if setting.amp else 'float32'
     kind += ', ours compiled' if setting.compile else ''
     return Section(

@@ -47,7 +47,10 @@ def step_bytes(step: Callable[[], object]) -> int:
 
 
 def step_memory(step: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensors that one call of ``step`` holds at most at a time, beyond those that are there."""
+    """Bytes of tensors that one call of ``step`` holds at most at a time, beyond those that are there.
+
+    What CUDA graphs work in is there all the time: :func:`graph_memory`.
+    """
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -63,6 +66,21 @@ def step_memory(step: Callable[[], object], device: torch.device) -> int:
     events = [one for one in profiler.profiler.kineto_results.events() if one.name() == '[memory]']
     events.sort(key=lambda event: event.start_ns())
     return max(itertools.accumulate((event.nbytes() for event in events), initial=0))
+
+
+def graph_memory(step: Callable[[], object], device: torch.device) -> int:
+    """Bytes that the CUDA graphs recorded in one call of ``step``, its first, keep for what they compute."""
+    if device.type != 'cuda':
+        return 0
+    before = _graph_pools()
+    step()
+    torch.cuda.synchronize(device)
+    return _graph_pools() - before
+
+
+def _graph_pools() -> int:
+    segments = torch.cuda.memory_snapshot()
+    return sum(one['total_size'] for one in segments if tuple(one['segment_pool_id']) != (0, 0))
 
 
 class _Traffic(TorchDispatchMode):

@@ -6,7 +6,8 @@ it costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -31,18 +32,37 @@ def record(function: Callable[[], Outputs], device: torch.device) -> tuple[Calla
     Raises:
         RuntimeError: it cannot be recorded.
     """
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    # Libraries choose their algorithms and take their workspaces before anything is recorded.
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    main, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(main)
+    try:
+        # Libraries choose their algorithms and take their workspaces before anything is recorded.
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                function()
+            # A recording that fails leaves the allocator as if it went on: what would fail is found before.
+            with _never_waiting():
+                function()
+    finally:
+        main.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Threads of the process group and of loaders may call CUDA meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode='thread_local'):
-        outputs = function()
+    try:
+        # Threads of the process group and of loaders may call CUDA meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode='thread_local'):
+            outputs = function()
+    finally:
+        torch.cuda.set_stream(main)  # PyTorch does not where a recording fails
     return graph.replay, outputs
+
+
+@contextmanager
+def _never_waiting() -> Iterator[None]:
+    """Refuse what lets the host wait for the device, as reading a value does, with a ``RuntimeError``."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class CudaGraph:

@@ -66,6 +66,7 @@ class PrefetchingLoader:
     def __init__(self, loader: Iterable[Any], device: torch.device):
         self.loader = loader
         self.device = device
+        self._stream: torch.cuda.Stream | None = None
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -77,7 +78,10 @@ class PrefetchingLoader:
         return getattr(self.loader, name)
 
     def __iter__(self) -> Iterator[Any]:
-        stream = torch.cuda.Stream(self.device)
+        # One for all epochs: freed memory is kept for the stream that it was taken on.
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        stream = self._stream
 
         def start(batch: Any) -> tuple[Any, torch.cuda.Event]:
             with torch.cuda.stream(stream):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ class FrozenTeacher:
         state_dict: weights for the copy, instead of the network's present ones.
         precision: ``'float32'``, ``'float16'``, ``'bfloat16'``, or ``'auto'``: what the device has
             instructions for, float16 on a GPU, bfloat16 on a CPU. Float16 rounds eight times as finely; a
-            network that leaves its range, 65504, on the first images is run in bfloat16 instead.
+            network that leaves its range, 65504, on the first images is run in bfloat16 instead. What is
+            called ``'float32'`` is that on a GPU, too: its convolutions do not round to TF32.
         cuda_graph: on a GPU, record the forward pass for the shape of the first batch; batches of other
             shapes run without.
         overlap: on a GPU, run on a stream of its own beside the student's forward pass.
@@ -65,7 +67,8 @@ class FrozenTeacher:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Logits ``(N, C)``, float32, of normalised images ``(N, 3, H, W)``, whatever the autocast mode."""
-        with torch.autocast(inputs.device.type, enabled=False), torch.no_grad():
+        rounding = no_tf32() if self.precision == 'float32' else nullcontext()
+        with torch.autocast(inputs.device.type, enabled=False), torch.no_grad(), rounding:
             if self._forward is None:
                 self._prepare(inputs)
             recorded = self._graph is not None and inputs.shape == self._graph.inputs.shape
@@ -159,6 +162,18 @@ def check_teacher_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
             f"the teacher's precision is one of {', '.join(PRECISIONS)}; found {options['precision']!r}"
         )
     return options
+
+
+@contextmanager
+def no_tf32() -> Iterator[None]:
+    """Let cuDNN multiply float32 numbers as they are; by its default a GPU rounds them to TF32."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def _in_range(logits: Tensor) -> bool:

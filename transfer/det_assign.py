@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from mmdet.models.task_modules import MaxIoUAssigner, RandomSampler
-from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from torch import Tensor
+
+from transfer.det_boxes import overlaps, send
 
 NOT_THERE = -2
 
@@ -57,17 +58,17 @@ def assign(priors: Tensor, there: Tensor, truth: Truth, assigner: MaxIoUAssigner
         ``(B, N)``: number of the object in its image, from 1; 0 for background, -1 for neither, -2 for a
         prior that is not there.
     """
-    overlaps = bbox_overlaps(truth.boxes, priors)
-    numbers = torch.arange(1, truth.most + 1, device=overlaps.device)[:, None]
-    (counts,) = send([np.array(truth.counts)], overlaps.device)
-    overlaps.masked_fill_(~(there[:, None] & (numbers <= counts[:, None, None])), -1)
-    highest, nearest = overlaps.max(1)
+    shared = overlaps(truth.boxes, priors)
+    numbers = torch.arange(1, truth.most + 1, device=shared.device)[:, None]
+    (counts,) = send([np.array(truth.counts)], shared.device)
+    shared.masked_fill_(~(there[:, None] & (numbers <= counts[:, None, None])), -1)
+    highest, nearest = shared.max(1)
     found = torch.where(highest < assigner.neg_iou_thr, 0, -1)
     found = torch.where(highest >= assigner.pos_iou_thr, nearest + 1, found)
     if assigner.match_low_quality:
         # Each object gets the priors nearest to it, however far; the last object that wants one gets it.
-        best = overlaps.amax(2, keepdim=True)
-        wanted = (overlaps == best) & (best >= assigner.min_pos_iou)
+        best = shared.amax(2, keepdim=True)
+        wanted = (shared == best) & (best >= assigner.min_pos_iou)
         last = torch.where(wanted, numbers, 0).amax(1)
         found = torch.where(last > 0, last, found)
     return found.masked_fill_(~there, NOT_THERE)
@@ -99,10 +100,3 @@ def _choose(gallery: np.ndarray, count: int) -> np.ndarray:
 def read(tensor: Tensor) -> np.ndarray:
     """Bring what was assigned to the host; a GPU is waited for here."""
     return tensor.cpu().numpy()
-
-
-def send(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
-    """Arrays of one type, as one copy to the device that the host does not wait for."""
-    flat = torch.from_numpy(np.concatenate([one.reshape(-1) for one in arrays]))
-    parts = flat.to(device, non_blocking=True).split([one.size for one in arrays])
-    return tuple(part.view(one.shape) for part, one in zip(parts, arrays, strict=True))

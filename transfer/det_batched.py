@@ -1,9 +1,10 @@
 """What mmdet does in a detection step with one image after the other, for the whole batch at once.
 
 Between backbone and loss, mmdet's RPN and RoI head launch some hundred tiny kernels for each image, and a GPU
-idles while the host reads what came out. Here most of it is done once for a batch, and what a head has
-assigned is read once; NMS, and the loss of the RoIs, stay mmdet's. So are the results, random choices
-included, up to rounding and to the order of equal scores.
+idles while the host reads what came out. Here most of it is done once for a batch. The host waits for what a
+head has assigned, once a batch, for whether proposals are too small, and in NMS and the loss of the RoIs,
+which stay mmdet's; it waits for no copy to the GPU. The results are mmdet's, random choices included, up to
+rounding and to the order of equal scores.
 
 A head with settings that are not known here stays mmdet's (:func:`batch_detector`).
 """
@@ -28,7 +29,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from transfer.det_assign import NOT_THERE, Truth, assign, read, sample, send
+from transfer.det_assign import NOT_THERE, Truth, assign, read, sample
+from transfer.det_boxes import decode, encode, send
 
 # Overlaps computed at a time, in some six copies; beyond that a head works image by image as mmdet does.
 _MOST_OVERLAPS = 2**25
@@ -83,7 +85,7 @@ def _known_roi_head(head: StandardRoIHead) -> bool:
 
 
 def _known_coder(coder: Any) -> bool:
-    return type(coder) is DeltaXYWHBBoxCoder and not coder.use_box_type
+    return type(coder) is DeltaXYWHBBoxCoder and not (coder.use_box_type or coder.add_ctr_clamp)
 
 
 def _known_assigner(assigner: Any) -> bool:
@@ -141,10 +143,18 @@ class BatchedRPNHead(RPNHead):
         self, featmap_sizes: list[tuple], batch_img_metas: list[dict], device: torch.device | str = 'cuda'
     ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
         """Anchors of each image and level, and which of them are on the image; equal ones are shared."""
-        anchors = self.prior_generator.grid_priors(featmap_sizes, device=device)
+        anchors = self._grid_priors(featmap_sizes, device=device)
         shapes = [tuple(meta['pad_shape'][:2]) for meta in batch_img_metas]
         flags = {one: self.prior_generator.valid_flags(featmap_sizes, one, device) for one in set(shapes)}
         return [anchors] * len(shapes), [flags[one] for one in shapes]
+
+    def _grid_priors(
+        self, featmap_sizes: list[tuple], device: torch.device | str, **more: Any
+    ) -> list[Tensor]:
+        # Else they would be copied to the device each time.
+        maker = self.prior_generator
+        maker.base_anchors = [one.to(device) for one in maker.base_anchors]
+        return maker.grid_priors(featmap_sizes, device=device, **more)
 
     def get_targets(
         self,
@@ -196,7 +206,7 @@ class BatchedRPNHead(RPNHead):
         which = found.flatten()[places] - 1
 
         label_weights = anchors.new_zeros(images * len(anchors))
-        label_weights[others] = 1.0
+        label_weights.index_fill_(0, others, 1.0)
         targets = _targets(
             self,
             label_weights,
@@ -225,7 +235,7 @@ class BatchedRPNHead(RPNHead):
             )
         cfg = self.test_cfg if cfg is None else cfg
         images, most = len(batch_img_metas), cfg.get('nms_pre', -1)
-        priors = self.prior_generator.grid_priors(
+        priors = self._grid_priors(
             [one.shape[-2:] for one in cls_scores], dtype=cls_scores[0].dtype, device=cls_scores[0].device
         )
         kept = []
@@ -240,7 +250,7 @@ class BatchedRPNHead(RPNHead):
             kept.append((scores, deltas, anchors, torch.full_like(scores[0], level, dtype=torch.long)))
         scores, deltas, anchors = (torch.cat(one, 1) for one in list(zip(*kept, strict=True))[:3])
         levels = torch.cat([one[3] for one in kept])
-        boxes = self.bbox_coder.decode(anchors.flatten(0, 1), deltas.flatten(0, 1)).view_as(deltas)
+        boxes = decode(self.bbox_coder, anchors.flatten(0, 1), deltas.flatten(0, 1)).view_as(deltas)
         if self.bbox_coder.clip_border:
             shapes = np.array([meta['img_shape'][:2] for meta in batch_img_metas], np.float32)
             (limits,) = send([shapes[:, ::-1].copy()], boxes.device)
@@ -351,8 +361,8 @@ def _targets(
     """
     all_labels = torch.full_like(label_weights, head.num_classes, dtype=torch.long)
     all_labels[positive] = labels
-    label_weights[positive] = positive_weight if positive_weight > 0 else 1.0
+    label_weights.index_fill_(0, positive, positive_weight if positive_weight > 0 else 1.0)
     targets, weights = label_weights.new_zeros(2, len(label_weights), 4)
-    targets[positive] = head.bbox_coder.encode(priors, boxes)
-    weights[positive] = 1.0
+    targets[positive] = encode(head.bbox_coder, priors, boxes)
+    weights.index_fill_(0, positive, 1.0)
     return all_labels, label_weights, targets, weights

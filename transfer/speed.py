@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from sd_pretrain.bfloat16 import cpu_has_bf16, require_gpu_bf16
@@ -36,14 +37,18 @@ def check_amp(amp: bool) -> None:
 def prepare_model(model: nn.Module) -> nn.Module:
     """Make a built detector or segmentor ready for a GPU or CPU, before DDP wraps it; keys stay.
 
-    Losses, box coding and NMS get float32 from the heads, whatever autocast does: bfloat16 has 8 bits, too
-    few for coordinates and for means over many pixels.
+    Losses, box coding and NMS get float32 from the heads, and RoI layers work in float32, whatever autocast
+    does: bfloat16 has 8 bits, too few for coordinates and for means over many pixels.
     """
     for name, module in model.named_modules():
-        if name.rsplit('.', 1)[-1] in _HEADS and not isinstance(module, nn.ModuleList):
+        # Cascades have several: bbox_head.0.
+        if name.rstrip('.0123456789').rsplit('.', 1)[-1] in _HEADS and not isinstance(module, nn.ModuleList):
             # mmseg's heads are not called but by their forward method; their last layer is.
             last = getattr(module, 'conv_seg', module)
             last.register_forward_hook(_to_float32)
+        if hasattr(module, 'roi_layers'):
+            # An extractor of mmdet rounds the RoIs to the type of its features.
+            module.register_forward_pre_hook(_float32_features, with_kwargs=True)
     if torch.cuda.is_available():
         if hasattr(model, 'data_preprocessor'):
             model.data_preprocessor._non_blocking = True  # mmseg's has no argument for it
@@ -59,7 +64,7 @@ def wait_less(cfg: Config) -> None:
 
     Logged values are fetched at the log interval, not in every iteration
     (:class:`sd_pretrain.device_log.DeviceLogHook`). For a GPU, batches are copied from pinned memory while it
-    still works on the last one.
+    still works on the last one: images, and boxes and masks of the data samples, which get a ``pin_memory``.
     """
     hooks = cfg.default_hooks
     if hooks.get('timer', {}).get('type') == 'IterTimerHook' and 'runtime_info' not in hooks:
@@ -67,6 +72,8 @@ def wait_less(cfg: Config) -> None:
         hooks.runtime_info = dict(type='DeviceLogHook')
     if torch.cuda.is_available():
         cfg.train_dataloader.setdefault('pin_memory', True)
+        # A loader of PyTorch pins what has such a method.
+        BaseDataElement.pin_memory = _pinned
 
 
 def right_fused_sgd(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,6 +88,25 @@ def right_fused_sgd(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
     if optimizer.get('type') == 'SGD' and optimizer.pop('fused', False):
         optimizer['type'] = 'FusedSGD'
     return changed
+
+
+def _pinned(sample: BaseDataElement) -> BaseDataElement:
+    """A copy of a data sample whose tensors, however deep, lie in pinned memory; as ``sample.to``."""
+    copied = sample.new()
+    for key, value in sample.items():
+        if isinstance(value, Tensor | BaseDataElement):
+            copied.set_data({key: value.pin_memory()})
+        elif isinstance(getattr(value, 'tensor', None), Tensor):  # mmdet's boxes
+            copied.set_data({key: type(value)(value.tensor.pin_memory(), clone=False)})
+    return copied
+
+
+def _float32_features(
+    module: nn.Module, inputs: tuple, named: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    if inputs:
+        return (_to_float32(module, (), inputs[0]), *inputs[1:]), named
+    return inputs, {**named, 'feats': _to_float32(module, (), named['feats'])}
 
 
 def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:

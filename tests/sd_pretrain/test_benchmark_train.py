@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sd_pretrain.benchmark_steps import Setting, mmengines, ours, timms, torchvisions
 from sd_pretrain.benchmark_train import add_arguments, measure
-from sd_pretrain.ceilings import step_bytes, step_flops, step_memory
+from sd_pretrain.ceilings import graph_memory, step_bytes, step_flops, step_memory
 from sd_pretrain.cli import InputError
 
 
@@ -18,7 +18,8 @@ def arguments(*given):
     return parser.parse_args(given)
 
 
-def test_the_table_has_every_case_and_its_ratios():
+def test_the_table_has_every_case_and_its_ratios(monkeypatch):
+    monkeypatch.setattr('sd_pretrain.ceilings.graph_memory', lambda step, device: 10**12)
     (section,) = measure(arguments('--size', '32', '--batch', '2', '--amp'))
     assert [row[0] for row in section.rows] == [
         'ours BL',
@@ -35,6 +36,8 @@ def test_the_table_has_every_case_and_its_ratios():
     # K=4 is taught for three quarters of the run, K=2 for a half.
     assert (last.median - 1) / (first.median - 1) == pytest.approx(1.5)
     assert 'TFLOP/s' in section.notes[3]
+    assert section.notes[4].startswith('Peak memory: what a step takes beyond what is there before it')
+    assert min(section.data['peak_memory_bytes'].values()) > 10**12, 'graphs count'
     assert 'bfloat16 autocast' in section.title
 
 
@@ -89,3 +92,30 @@ def test_memory_is_what_is_held_at_the_same_time():
     weight = torch.ones(1000, requires_grad=True)
     # Each result is kept for the backward pass, by no name in Python.
     assert step_memory(lambda: weight.exp().exp().exp().sum(), torch.device('cpu')) == 3 * 4000 + 4
+
+
+def test_memory_of_graphs_is_that_of_their_pools_and_counted_once(monkeypatch):
+    segments = [{'segment_pool_id': (0, 0), 'total_size': 5}, {'segment_pool_id': (0, 1), 'total_size': 70}]
+    monkeypatch.setattr('torch.cuda.memory_snapshot', lambda: list(segments))
+    monkeypatch.setattr('torch.cuda.synchronize', lambda device: None)
+
+    def record():
+        segments.append({'segment_pool_id': (0, 0), 'total_size': 100})
+        segments.append({'segment_pool_id': (0, 2), 'total_size': 3000})
+
+    assert graph_memory(record, torch.device('cuda')) == 3000
+    assert graph_memory(lambda: None, torch.device('cuda')) == 0
+    assert graph_memory(record, torch.device('cpu')) == 0
+
+
+@pytest.mark.cuda
+def test_cuda_the_teachers_graph_counts():
+    device = torch.device('cuda', 0)
+    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    batches = [(images, torch.arange(8))]
+    for teacher, counts in (('none', False), ('ours', True)):
+        step = ours(Setting('resnet18', device, amp=True, classes=8), batches, teacher)
+        # The first feature maps, in float16, are there at a time with what is computed of them.
+        assert (graph_memory(step, device) > 8 * 64 * 32 * 32 * 2) == counts
+        assert graph_memory(step, device) == 0
+        assert step_memory(step, device) > 0

@@ -6,6 +6,7 @@ memory, which is what a replay does.
 
 import contextlib
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,6 +137,89 @@ def test_without_a_gpu_nothing_is_recorded():
     model = build(cuda_graph=True)
     assert train(model) == train(build())
     assert model._recorded is None and model.cuda_graph
+
+
+class FakeCuda:
+    """Streams, recording and the mode that refuses to wait, as far as :func:`cuda_graph.record` sees them."""
+
+    def __init__(self):
+        self.now, self.mode, self.waits = 'main', 'warn', []
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=None)
+
+    def Stream(self, device):
+        return self._stream('side')
+
+    def current_stream(self, device):
+        return self._stream(self.now)
+
+    def _stream(self, name):
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.waits.append((name, other.name)))
+
+    def set_stream(self, stream):
+        self.now = stream.name
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.now = stream.name
+        try:
+            yield
+        finally:
+            self.now = 'main'
+
+    @contextlib.contextmanager
+    def graph(self, graph, capture_error_mode):
+        self.now = 'recording'
+        yield  # what is raised here leaves the stream as it is, as PyTorch does
+        self.now = 'main'
+
+    def get_sync_debug_mode(self):
+        return self.mode
+
+    def set_sync_debug_mode(self, mode):
+        self.mode = mode
+
+
+@pytest.mark.parametrize('fails', [None, ('side', 'error'), ('recording', 'warn')])
+def test_what_reads_a_value_fails_before_it_is_recorded_and_nothing_stays_behind(monkeypatch, fails):
+    cuda, calls = FakeCuda(), []
+    monkeypatch.setattr(cuda_graph.torch, 'cuda', cuda)
+
+    def function():
+        calls.append((cuda.now, cuda.mode))
+        if calls[-1] == fails:
+            raise RuntimeError('called a synchronizing CUDA operation')
+        return 'outputs'
+
+    with pytest.raises(RuntimeError, match='synchronizing') if fails else contextlib.nullcontext():
+        assert cuda_graph.record(function, None)[1] == 'outputs'
+    expected = [('side', 'warn'), ('side', 'warn'), ('side', 'error'), ('recording', 'warn')]
+    assert calls == (expected if fails is None else expected[: expected.index(fails) + 1])
+    assert (cuda.now, cuda.mode) == ('main', 'warn')
+    assert cuda.waits == [('side', 'main'), ('main', 'side')]
+
+
+@pytest.mark.cuda
+def test_cuda_a_network_that_reads_a_value_trains_as_it_is_and_cuda_is_as_before():
+    plain, model = (build(cuda_graph=graph).cuda().train() for graph in (False, True))
+    for one in (plain, model):
+        one.network.bn1.register_forward_hook(lambda module, inputs, out: out * (out.mean().item() < 1e9))
+    start = copy.deepcopy(plain.state_dict())
+    stream = torch.cuda.current_stream()
+    expected, found = train(plain, 'cuda', lr=0.01), train(model, 'cuda', lr=0.01)
+    assert not model.cuda_graph and model._recorded is None
+    assert torch.cuda.current_stream() == stream and torch.cuda.get_sync_debug_mode() == 0
+    assert [one['loss'] for one in found] == pytest.approx([one['loss'] for one in expected], rel=0.03)
+    assert apart(model.state_dict(), plain.state_dict(), start) < 0.5
+    # Memory that two streams have used is only given out again where no recording is underway.
+    used = torch.empty(2**24, device='cuda')
+    side = torch.cuda.Stream()
+    used.record_stream(side)
+    place = used.data_ptr()
+    del used
+    torch.cuda.synchronize()
+    assert torch.empty(2**24, device='cuda').data_ptr() == place
 
 
 @pytest.mark.cuda

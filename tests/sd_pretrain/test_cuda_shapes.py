@@ -80,6 +80,20 @@ def test_no_value_of_a_step_is_read_by_the_host_and_all_is_on_the_device(fake_te
     assert model.train_hits.device == CUDA
 
 
+@pytest.mark.parametrize('precision', ['auto', 'float32'])
+def test_a_teacher_in_float32_alone_does_without_tf32(fake_tensors, precision, monkeypatch):
+    network, flags = classifier('resnet18').network, torch.backends.cudnn
+    conv2d, seen = nn.functional.conv2d, set()
+    monkeypatch.setattr(
+        nn.functional, 'conv2d', lambda *args: seen.add((args[0].dtype, flags.allow_tf32)) or conv2d(*args)
+    )
+    before = flags.allow_tf32, flags.benchmark, flags.deterministic
+    assert before[0], "cuDNN's default"
+    FrozenTeacher(network, precision=precision, cuda_graph=False)(torch.zeros(2, 3, 64, 64, device=CUDA))
+    assert seen == {(torch.float16, True) if precision == 'auto' else (torch.float32, False)}
+    assert (flags.allow_tf32, flags.benchmark, flags.deterministic) == before
+
+
 def test_reading_a_value_would_be_found_out(fake_tensors):
     model = classifier('resnet18')
     with pytest.raises(DataDependentOutputException):

@@ -82,6 +82,17 @@ def test_the_loader_is_the_wrapped_one_in_all_else(samples):
         wrapped.no_such_thing  # noqa: B018
 
 
+def test_all_epochs_are_copied_on_one_stream(monkeypatch):
+    """The memory of each stream is its own: with a new one an epoch, up to 32 times as much would be kept."""
+    made = []
+    monkeypatch.setattr('torch.cuda.Stream', lambda device: made.append(device) or object())
+    loader = PrefetchingLoader([], torch.device('cuda'))
+    assert made == []
+    for _ in range(3):
+        list(loader)
+    assert made == [loader.device]
+
+
 def test_a_run_without_a_gpu_keeps_its_loader(run_tool, tiny_config, image_folder, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.imagenet import ImageNetFolder
 from sd_pretrain.losses import sd_loss
 from sd_pretrain.snapshot_hook import SnapshotDistillationHook
-from sd_pretrain.teacher import FrozenTeacher
+from sd_pretrain.teacher import FrozenTeacher, no_tf32
 
 needs_bf16 = pytest.mark.skipif(not cpu_has_bf16(), reason='this CPU has no bfloat16 instructions')
 
@@ -112,11 +112,23 @@ def test_automatic_precision_is_what_the_cpu_is_made_for():
 @pytest.mark.cuda
 def test_automatic_precision_on_a_gpu_is_float16_whatever_the_network_is():
     images = torch.randn(8, 3, 32, 32, device='cuda')
-    for network in (small().cuda(), Undecided().cuda()):
+    for network in (small().eval().cuda(), Undecided().cuda()):
         logits = FrozenTeacher(network)(images)
         assert torch.equal(logits, FrozenTeacher(network, precision='float16')(images))
         with torch.no_grad():
             torch.testing.assert_close(logits, network(images), rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('cuda_graph', [False, True])
+def test_float32_on_a_gpu_is_within_rounding_of_the_plain_network(cuda_graph):
+    network = timm.create_model('resnet18', num_classes=10).eval().cuda()
+    images = torch.randn(8, 3, 64, 64, device='cuda')
+    with torch.no_grad(), no_tf32():
+        expected = network(images)
+    teacher = FrozenTeacher(network, precision='float32', cuda_graph=cuda_graph)
+    for _ in range(2):
+        assert (teacher(images) - expected).abs().max() / expected.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize('fused', [True, False])

@@ -4,8 +4,11 @@ import argparse
 
 import pytest
 
+from transfer import mmcv_ops
 from transfer.benchmark_eval import _Run, add_arguments, measure
 from transfer.emoji_world import WorldSize, ensure
+
+mmcv_ops.install()
 
 
 def test_all_tables_in_one_quick_round():
@@ -25,8 +28,21 @@ def test_all_tables_in_one_quick_round():
         assert 'spent on getting the images: stock' in ''.join(sections[name].notes) or 'evaluate' in name
 
 
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp('emoji') / 'world'
+    ensure(root, size=WorldSize(1, 1, 72, 32, 16, 16, 16, 16))
+    return root
+
+
+@pytest.mark.parametrize('ours', [False, True], ids=['stock', 'ours'])
 @pytest.mark.parametrize(('task', 'images'), [('det', 16), ('seg', 8)])
-def test_a_full_size_step_has_the_batch_of_the_recipe(task, images, tmp_path):
+def test_a_full_size_step_has_the_batch_of_the_recipe_and_an_epoch_is_long(
+    task, images, ours, world, tmp_path
+):
     # One process's share of eight has one image for segmentation: too few for batch normalisation.
-    ensure(tmp_path / 'world', size=WorldSize(1, 1, 72, 32, 16, 16, 16, 16))
-    assert _Run(task, 18, tmp_path / 'world', tmp_path / 'run', None).batch == images
+    run = _Run(task, 18, world, tmp_path / 'run', None, ours=ours)
+    assert run.batch == images
+    # 5,120 images instead of 32, of which detection leaves out those without a box.
+    assert len(run.runner.train_dataloader) > 300
+    assert len(_Run(task, None, world, tmp_path / 'demo', None, ours=ours).runner.train_dataloader) == 8

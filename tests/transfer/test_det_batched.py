@@ -11,16 +11,20 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from transfer import finetune, mmcv_ops
 
 mmcv_ops.install()
 
-from mmdet.models.task_modules import MaxIoUAssigner, RandomSampler  # noqa: E402
+from mmdet.models.task_modules import DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler  # noqa: E402
 from mmdet.registry import MODELS  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
+from mmdet.structures.bbox import bbox_overlaps  # noqa: E402
 
-from transfer import det_assign, det_batched  # noqa: E402
+from transfer import det_assign, det_batched, det_boxes  # noqa: E402
+from transfer.speed import prepare_model  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[2]
 DEMO = 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py'
@@ -113,6 +117,40 @@ def test_a_step_is_mmdets(config, options, objects):
             assert (our_grads[name] - grad).norm() <= 2e-3 * grad.norm() + 1e-6, name
 
 
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
+def test_a_step_is_mmdets_on_each_device(device):
+    """Prepared as for a training: both are channels-last on a GPU, where sums come in any order."""
+    stock, ours = (prepare_model(model).to(device) for model in both())
+    for seed in range(3):
+        data = batch(seed=seed)
+        images, losses, grads, _ = step(stock, data, seed)
+        our_images, our_losses, our_grads, _ = step(ours, data, seed)
+        assert images.device.type == our_images.device.type == device
+        torch.testing.assert_close(our_images, images)
+        assert losses.keys() == our_losses.keys()
+        for key, value in losses.items():
+            torch.testing.assert_close(our_losses[key], value, rtol=1e-3, atol=1e-4)
+        for name, grad in grads.items():
+            assert (our_grads[name] - grad).norm() <= 1e-2 * grad.norm() + 1e-5, name
+
+
+@pytest.mark.parametrize('batched', [False, True])
+def test_rois_are_not_rounded_by_bfloat16(batched):
+    """Features are, and so are those of layer4 on the RoIs; the gradient goes through."""
+    model, types = prepare_model(both()[batched]), {}
+    extractor = model.roi_head.bbox_roi_extractor
+    for part in (model.backbone.layer3, extractor.roi_layers[0], model.roi_head.shared_head):
+        part.register_forward_hook(
+            lambda module, inputs, out: types.update({module: [one.dtype for one in (*inputs, out)]})
+        )
+    with torch.autocast('cpu', torch.bfloat16):
+        grads = step(model, batch(), 0)[2]
+    coarse, fine = torch.bfloat16, torch.float32
+    assert list(types.values()) == [[coarse, coarse], [fine, fine, fine], [fine, coarse]]
+    assert grads['backbone.layer3.0.conv1.weight'].any()
+    assert extractor(feats=(torch.ones(1, 256, 4, 4, dtype=coarse),), rois=torch.ones(1, 5)).dtype == fine
+
+
 def test_what_does_not_fit_into_memory_at_once_is_done_image_by_image(monkeypatch):
     monkeypatch.setattr(det_batched, '_MOST_OVERLAPS', 0)
     stock, ours = both()
@@ -167,7 +205,52 @@ def test_objects_are_assigned_and_sampled_as_mmdet_does(settings):
             assert np.array_equal(ours[image], place[theirs.numpy()])
 
 
-def test_targets_read_nothing_else_from_a_gpu_and_all_is_on_it(monkeypatch):
+def test_overlaps_and_deltas_are_to_the_bit_mmdets():
+    chance = torch.Generator().manual_seed(2)
+    boxes, others = (torch.stack([random_boxes(50, size, chance) for size in SIZES]) for _ in range(2))
+    others[:, 0] = boxes[:, 0]
+    others[:, 1, 2:] = others[:, 1, :2]  # no area, and nothing in common with the next
+    boxes[:, 1, 2:] = boxes[:, 1, :2]
+    assert torch.equal(det_boxes.overlaps(boxes, others), bbox_overlaps(boxes, others))
+    coder = DeltaXYWHBBoxCoder(target_means=(0.1, 0.2, 0.3, 0.4), target_stds=(0.1, 0.1, 0.2, 0.2))
+    priors, objects = boxes[0, 2:], others[0, 2:]
+    assert torch.equal(det_boxes.encode(coder, priors, objects), coder.encode(priors, objects))
+    deltas = torch.randn(48, 4, generator=chance) * 20  # some stretch a box beyond the limit
+    assert torch.equal(det_boxes.decode(coder, priors, deltas), coder.decode(priors, deltas))
+
+
+class BlockingCopies(TorchDispatchMode):
+    """Lists operations that copy from the host to a GPU while the host waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        given, made = (
+            {one.device.type for one in tree_leaves(some) if isinstance(one, torch.Tensor)}
+            for some in ((args, kwargs), out)
+        )
+        # What is filled with a number of the host gets it as an argument of the kernel.
+        filled = function is torch.ops.aten.fill_.Tensor
+        if 'cpu' in given and 'cuda' in made and not filled and not kwargs.get('non_blocking'):
+            self.found.append(str(function))
+        return out
+
+
+def test_a_blocking_copy_would_be_found_out():
+    with FakeTensorMode(), BlockingCopies() as copies:
+        there = torch.zeros(4, device=CUDA)
+        there[torch.zeros(2, dtype=torch.long, device=CUDA)] = 1.0
+        there.new_tensor([1.0])
+        there[:2] = 1.0
+        torch.zeros(4).to(CUDA, non_blocking=True)
+    assert copies.found == ['aten.index_put_.default', 'aten._to_copy.default']
+
+
+def test_targets_wait_for_nothing_else_of_a_gpu_and_all_is_on_it(monkeypatch):
     """By fake tensors, which know their device, and refuse to be read and to meet those of another."""
     _, ours = both()
     read = []
@@ -185,22 +268,28 @@ def test_targets_read_nothing_else_from_a_gpu_and_all_is_on_it(monkeypatch):
             InstanceData(bboxes=torch.rand(2, 4, device=CUDA), labels=torch.zeros(2, device=CUDA).long())
             for _ in SIZES
         ]
-        anchors, flags = ours.rpn_head.get_anchors([(10, 10)], metas, device=CUDA)
-        *targets, number = ours.rpn_head.get_targets(anchors, flags, objects, metas)
+        ours.rpn_head.get_anchors([(10, 10)], metas, device=CUDA)  # takes the shapes of anchors there
+        copies = BlockingCopies()
+        with copies:
+            anchors, flags = ours.rpn_head.get_anchors([(10, 10)], metas, device=CUDA)
+            *targets, number = ours.rpn_head.get_targets(anchors, flags, objects, metas)
         assert {one.device for some in targets for one in some} == {CUDA} and number == 4 * 64
         monkeypatch.setattr(ours.rpn_head, '_without_overlaps', lambda boxes, *_: boxes)
         scores, deltas = (torch.rand(4, count, 10, 10, device=CUDA) for count in (9, 36))
-        boxes = ours.rpn_head.predict_by_feat(
-            [scores], [deltas], batch_img_metas=metas, cfg=ours.train_cfg.rpn_proposal
-        )
+        with copies:
+            boxes = ours.rpn_head.predict_by_feat(
+                [scores], [deltas], batch_img_metas=metas, cfg=ours.train_cfg.rpn_proposal
+            )
         assert boxes.shape == (4, 500, 4) and boxes.device == CUDA
 
         monkeypatch.setattr(ours.roi_head, '_bbox_forward', lambda _, rois: dict(cls_score=rois, bbox_pred=0))
         monkeypatch.setattr(ours.roi_head.bbox_head, 'loss', lambda *inputs: inputs)
         samples = [DetDataSample(gt_instances=one) for one in objects]
         found = [InstanceData(bboxes=torch.rand(count, 4, device=CUDA)) for count in (30, 40, 0, 50)]
-        rois, _, *rest = ours.roi_head.loss((), found, samples)
+        with copies:
+            rois, _, *rest = ours.roi_head.loss((), found, samples)
         assert {one.device for one in (rois, *rest)} == {CUDA}
+    assert copies.found == []
     assert read == [(4, 900), (4, 50)]
 
 
@@ -217,6 +306,7 @@ UNKNOWN = [
     ('rpn_head', {'train_cfg.rpn.assigner.gt_max_assign_all': False}),
     ('rpn_head', {'train_cfg.rpn.sampler.neg_pos_ub': 3}),
     ('rpn_head', {'rpn_head.bbox_coder.use_box_type': True}),
+    ('rpn_head', {'rpn_head.bbox_coder.add_ctr_clamp': True}),
     ('roi_head', {'train_cfg.rcnn.assigner.ignore_iof_thr': 0.5}),
     ('roi_head', {'roi_head.bbox_head.reg_decoded_bbox': True}),
     ('data_preprocessor', {'data_preprocessor.pad_value': 1}),

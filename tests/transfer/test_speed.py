@@ -1,15 +1,21 @@
 """Fast fine-tuning computes what the slow one does: bfloat16, batches of test images, images kept."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
 from torch import nn
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from sd_pretrain.bfloat16 import cpu_has_bf16
-from sd_pretrain.cli import InputError
+from sd_pretrain.cli import InputError, set_data_root
+from sd_pretrain.optim import FusedSGD
 from sd_pretrain.small_maps import SmallMapConv2d
 from transfer import finetune, mmcv_ops, speed
 from transfer.run_record import load_config
@@ -21,6 +27,7 @@ from transfer.seg_speed import PaddedSegDataPreProcessor  # noqa: E402
 REPO = Path(__file__).resolve().parents[2]
 DET = str(REPO / 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py')
 SEG = str(REPO / 'configs/demo/deeplabv3_r18-d16_demo-voc12.py')
+DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)]
 SHORT = ['total_batch_size=2', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
 
 
@@ -72,8 +79,11 @@ def test_on_a_cpu_the_shared_roi_head_alone_knows_small_maps(monkeypatch):
     assert type(model.backbone[0]) is nn.Conv2d
 
 
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
-def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(config, data_root, tmp_path, monkeypatch):
+def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(
+    config, device, data_root, tmp_path, monkeypatch
+):
     """The convolutions before a head's last layer run in bfloat16; its losses see float32."""
     seen, losses = {}, set()
     prepare = speed.prepare_model
@@ -102,7 +112,53 @@ def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(config, data_ro
     result = finetune.finetune(args)
     assert seen == {True: torch.bfloat16, False: torch.float32}, 'the test is in float32'
     assert losses == {torch.float32}
+    assert (result['gpus'] > 0) == (device == 'cuda')
     assert all(0 <= value <= 1 for value in result['metrics'].values())
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize(
+    ('config', 'options'),
+    [(DET, []), (DET, ['batched_heads=True']), (SEG, [])],
+    ids=['det', 'det-batched', 'seg'],
+)
+def test_weights_and_momentum_lie_as_the_device_wants_them_and_batches_are_pinned_for_a_gpu(
+    config, options, device, data_root, tmp_path, monkeypatch
+):
+    runners, pinned = [], set()
+
+    def note(preprocessor, inputs):
+        data, training = (*inputs, False)[:2]
+        if training:
+            sample = data['data_samples'][0]
+            truth = sample.gt_instances.labels if config == DET else sample.gt_sem_seg.data
+            pinned.update({data['inputs'][0].is_pinned(), truth.is_pinned()})
+
+    class Watched(finetune.FinetuneRunner):
+        def train(self):
+            runners.append(self)
+            self.model.data_preprocessor.register_forward_pre_hook(note)
+            return super().train()
+
+    monkeypatch.setattr(finetune, 'FinetuneRunner', Watched)
+    work_dir = tmp_path / 'work'
+    places = ['--backbone', 'none', '--work-dir', str(work_dir), '--data-root', str(data_root)]
+    more = ['--cfg-options', *SHORT, *options, 'default_hooks.logger.interval=1']
+    finetune.finetune(finetune.parse_args([config, *places, '--amp', *more]))
+
+    assert pinned == {device == 'cuda'}
+    optimizer = runners[0].optim_wrapper.optimizer
+    assert type(optimizer) is FusedSGD and len(optimizer.state) > 20
+    layout = torch.channels_last if device == 'cuda' else torch.contiguous_format
+    for weight, state in optimizer.state.items():
+        momentum = state['momentum_buffer']
+        assert weight.device.type == momentum.device.type == device
+        assert weight.stride() == momentum.stride()
+        assert weight.ndim < 4 or weight.is_contiguous(memory_format=layout)
+        assert weight.isfinite().all() and momentum.isfinite().all() and momentum.any()
+    (file,) = work_dir.glob('*/vis_data/scalars.json')
+    losses = [log['loss'] for log in map(json.loads, file.read_text().splitlines()) if 'loss' in log]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
 
 
 @pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
@@ -122,18 +178,37 @@ def test_logs_are_mmengines_though_no_iteration_is_waited_for(config, data_root,
         assert all(one[key] == other[key] for key in one if 'time' not in key)
 
 
-@pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
-def test_batches_are_copied_to_a_gpu_without_waiting(config, monkeypatch):
-    from mmengine.registry import MODELS, init_default_scope
-
+@pytest.mark.parametrize(('config', 'tensors'), [(DET, 5), (SEG, 2)], ids=['det', 'seg'])
+def test_batches_are_copied_to_a_gpu_from_pinned_memory_without_waiting(
+    config, tensors, data_root, monkeypatch
+):
+    """Images and what their data samples hold: boxes and labels, also of objects to be ignored, or masks."""
     monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr(BaseDataElement, 'pin_memory', None, raising=False)  # to be taken away again
     cfg = load_config(config)
+    set_data_root(cfg, data_root)
+    speed.wait_less(cfg)
     init_default_scope(cfg.default_scope)
-    copies = []
-    model = speed.prepare_model(MODELS.build(cfg.model))
-    monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *_, non_blocking: copies.append(non_blocking))
-    model.data_preprocessor.cast_data({'inputs': [torch.zeros(3, 4, 4)] * 2})
-    assert copies == [True, True]
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    preprocessor = speed.prepare_model(MODELS.build(cfg.model)).data_preprocessor
+    batch = pseudo_collate([dataset[0], dataset[1]])
+
+    pinned, copies = [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, 'pin_memory', lambda tensor: pinned.append(tensor.clone()) or pinned[-1])
+        moved = pin_memory(batch)
+    places = {one.data_ptr() for one in pinned}
+    with monkeypatch.context() as patch:
+
+        def copy(tensor, *_, non_blocking):
+            copies.append(non_blocking and tensor.data_ptr() in places)
+            return tensor
+
+        patch.setattr(torch.Tensor, 'to', copy)
+        moved = preprocessor.cast_data(moved)
+    assert copies == [True] * (2 * tensors)
+    for one, other in zip(batch['data_samples'], moved['data_samples'], strict=True):
+        assert str(one.to_dict()) == str(other.to_dict()) and one.metainfo == other.metainfo
 
 
 def test_a_gpu_gets_pinned_batches_and_own_hooks_stay(monkeypatch):
