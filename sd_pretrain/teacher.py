@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -177,7 +178,10 @@ def no_tf32() -> Iterator[None]:
 
 
 def _in_range(logits: Tensor) -> bool:
-    return bool(logits.isfinite().all())
+    """Whether logits are finite, on all processes: one precision for the teacher of a run."""
+    finite = logits.isfinite().all().int()
+    all_reduce(finite, op='min')
+    return bool(finite)
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -131,6 +131,14 @@ def test_float32_on_a_gpu_is_within_rounding_of_the_plain_network(cuda_graph):
         assert (teacher(images) - expected).abs().max() / expected.abs().max() < 1e-5
 
 
+def test_what_leaves_the_range_on_one_process_teaches_in_bfloat16_on_all(monkeypatch):
+    """Each has images of its own, and would choose its own precision."""
+    monkeypatch.setattr('sd_pretrain.teacher.all_reduce', lambda finite, op: finite.zero_())
+    made = FrozenTeacher(small(), precision='float16')
+    made(torch.randn(2, 3, 32, 32))
+    assert made._dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize('fused', [True, False])
 def test_a_network_beyond_the_range_of_float16_teaches_in_bfloat16(fused, monkeypatch):
     said = []

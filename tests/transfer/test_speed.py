@@ -36,6 +36,15 @@ def data_root(tmp_path_factory, write_tiny_voc):
     return write_tiny_voc(tmp_path_factory.mktemp('voc') / 'data')
 
 
+def test_each_head_of_a_cascade_says_float32():
+    model = nn.Module()
+    model.roi_head = nn.Module()
+    model.roi_head.bbox_head = nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)])
+    speed.prepare_model(model)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert {head(torch.ones(1, 4)).dtype for head in model.roi_head.bbox_head} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ('capabilities', 'wanted'),
     [
