@@ -217,11 +217,11 @@ def test_batches_are_copied_to_a_gpu_from_pinned_memory_without_waiting(
         moved = preprocessor.cast_data(moved)
     assert copies == [True] * (2 * tensors)
     for one, other in zip(batch['data_samples'], moved['data_samples'], strict=True):
-        assert (
-            one.all_keys() and set(one.all_keys()) == set(other.all_keys()) and one.metainfo == other.metainfo
-        )
-        for key in one.keys():
-            assert str(sorted(one.get(key).all_items())) == str(sorted(other.get(key).all_items()))
+        assert one.metainfo == other.metainfo
+        parts, others = dict(one.items()), dict(other.items())
+        assert parts and parts.keys() == others.keys()
+        for key, part in parts.items():
+            assert str(sorted(part.all_items())) == str(sorted(others[key].all_items()))
 
 
 def test_a_gpu_gets_pinned_batches_and_own_hooks_stay(monkeypatch):
