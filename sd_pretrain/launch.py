@@ -57,10 +57,10 @@ def runs_side_by_side(gpus: int, on_a_gpu: int = 1) -> int:
 
     Args:
         gpus: processes of one run.
-        on_a_gpu: the number where there are GPUs; small networks gain from sharing one.
+        on_a_gpu: the number of one-GPU runs where there are GPUs; small networks gain from sharing one.
     """
     if torch.cuda.is_available():
-        return on_a_gpu
+        return on_a_gpu if gpus == 1 else 1
     return min(2, cpu_share(max(gpus, 1)))
 
 
@@ -76,8 +76,11 @@ def check_gpus(gpus: int, parallel: int = 1) -> None:
     if gpus < 1 or parallel < 1:
         raise InputError(f'at least 1 GPU and 1 run at a time, found {gpus} and {parallel}')
     if found and gpus * parallel > found:
-        runs = f' for {parallel} runs of {gpus}' if parallel > 1 else ''
-        raise InputError(f'{gpus * parallel} GPUs asked for{runs}, this machine has {found}; ask for fewer')
+        runs, way = '', 'ask for fewer'
+        if parallel > 1:
+            runs = f' by {parallel} runs of {gpus} side by side'
+            way = 'ask for fewer, or run fewer side by side (--parallel)'
+        raise InputError(f'{gpus * parallel} GPUs asked for{runs}, this machine has {found}; {way}')
     if not found and gpus > cores:
         raise InputError(
             f'{gpus} GPUs asked for, this machine has none; on its {cores} cores ask for at most {cores}'

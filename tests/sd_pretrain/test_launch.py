@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sd_pretrain.launch import cpu_share
+from sd_pretrain.cli import InputError
+from sd_pretrain.launch import check_gpus, cpu_share
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +27,30 @@ def test_cpus_of_one_process(monkeypatch, environment, expected):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
     assert cpu_share(4) == expected
+
+
+@pytest.mark.parametrize('gpus, expected', [(1, 4), (4, 1)])
+@pytest.mark.parametrize('tool', ['table2', 'table3'])
+def test_as_many_runs_side_by_side_as_there_are_gpus_for(run_tool, monkeypatch, tool, gpus, expected):
+    """Four small networks share a GPU; a run of several has them to itself."""
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    asked = []
+
+    def run(*what, **settings):
+        asked.append(settings['parallel'] if settings else what[0].parallel)
+        raise InputError('enough')
+
+    monkeypatch.setattr(f'sd_pretrain.{tool}.run_{tool}', run)
+    assert run_tool(f'{tool}.py', '--gpus', gpus) == 2
+    assert asked == [expected]
+
+
+def test_too_many_runs_side_by_side(monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    check_gpus(2, 2)
+    with pytest.raises(InputError, match=r'6 GPUs asked for by 3 runs of 2 side by side, .* \(--parallel\)'):
+        check_gpus(2, 3)
 
 
 @pytest.mark.parametrize(
