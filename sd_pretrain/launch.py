@@ -87,6 +87,27 @@ def check_gpus(gpus: int, parallel: int = 1) -> None:
         )
 
 
+def places(parallel: int, gpus: int) -> list[dict[str, str]]:
+    """For each of ``parallel`` runs at a time on this machine, its environment: GPUs, share of the cores.
+
+    The GPUs are dealt out in turn, so that more runs of one GPU than there are GPUs share them. The share of
+    the cores is left out where the user has set ``OMP_NUM_THREADS``.
+
+    Args:
+        parallel: runs at a time.
+        gpus: processes of one run.
+    """
+    shared = {}
+    if 'OMP_NUM_THREADS' not in os.environ:
+        shared['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // (parallel * gpus)))
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    ids = visible.split(',') if visible else [str(index) for index in range(torch.cuda.device_count())]
+    if not torch.cuda.device_count():
+        return [shared] * parallel
+    given = [[ids[(place * gpus + k) % len(ids)] for k in range(gpus)] for place in range(parallel)]
+    return [shared | {'CUDA_VISIBLE_DEVICES': ','.join(own)} for own in given]
+
+
 def init_distributed(launcher: str, cfg: Config) -> None:
     """Join the process group on a machine without GPU; with one, mmengine does it when the runner is built.
 

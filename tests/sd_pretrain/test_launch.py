@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sd_pretrain.cli import InputError
-from sd_pretrain.launch import check_gpus, cpu_share
+from sd_pretrain.launch import check_gpus, cpu_share, places
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +51,32 @@ def test_too_many_runs_side_by_side(monkeypatch):
     check_gpus(2, 2)
     with pytest.raises(InputError, match=r'6 GPUs asked for by 3 runs of 2 side by side, .* \(--parallel\)'):
         check_gpus(2, 3)
+
+
+@pytest.mark.parametrize(
+    'parallel, gpus, visible, expected',
+    [
+        (2, 2, None, ['0,1', '2,3']),
+        (2, 2, '4,5,6,7', ['4,5', '6,7']),
+        (3, 1, '4,5,6,7', ['4', '5', '6']),
+        (6, 1, None, ['0', '1', '2', '3', '0', '1']),
+    ],
+)
+def test_every_place_has_gpus_of_its_own_as_far_as_they_go(monkeypatch, parallel, gpus, visible, expected):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    if visible:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    assert [one['CUDA_VISIBLE_DEVICES'] for one in places(parallel, gpus)] == expected
+
+
+def test_places_without_gpus_share_the_cores_unless_the_user_says(monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 9)
+    assert places(2, 2) == [{'OMP_NUM_THREADS': '2'}] * 2
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    assert places(2, 1) == [{}, {}]
 
 
 @pytest.mark.parametrize(
