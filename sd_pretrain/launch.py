@@ -42,14 +42,18 @@ def is_main_process(launcher: str) -> bool:
     return launcher == 'none' or os.environ.get(_VARIABLES[launcher][0]) == '0'
 
 
+def cpus() -> int:
+    """CPUs that this process, and what it starts, may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def cpu_share(processes: int) -> int:
     """Number of CPUs that each of ``processes`` may use on this machine, at least 1."""
     # Under torchrun in a Slurm job all processes of a machine share one task.
     if 'SLURM_CPUS_PER_TASK' in os.environ and 'LOCAL_WORLD_SIZE' not in os.environ:
         return int(os.environ['SLURM_CPUS_PER_TASK'])
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     local = int(os.environ.get('LOCAL_WORLD_SIZE', min(processes, torch.cuda.device_count() or processes)))
-    return max(1, cpus // local)
+    return max(1, cpus() // local)
 
 
 def runs_side_by_side(gpus: int, on_a_gpu: int = 1) -> int:
@@ -72,6 +76,7 @@ def check_gpus(gpus: int, parallel: int = 1) -> None:
     Raises:
         InputError: it has fewer.
     """
+    # All cores of the machine: processes pinned to fewer are slow, not wrong.
     found, cores = torch.cuda.device_count(), os.cpu_count() or 1
     if gpus < 1 or parallel < 1:
         raise InputError(f'at least 1 GPU and 1 run at a time, found {gpus} and {parallel}')
@@ -99,7 +104,7 @@ def places(parallel: int, gpus: int) -> list[dict[str, str]]:
     """
     shared = {}
     if 'OMP_NUM_THREADS' not in os.environ:
-        shared['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // (parallel * gpus)))
+        shared['OMP_NUM_THREADS'] = str(max(1, cpus() // (parallel * gpus)))
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     ids = visible.split(',') if visible else [str(index) for index in range(torch.cuda.device_count())]
     if not torch.cuda.device_count():

@@ -73,7 +73,9 @@ def test_every_place_has_gpus_of_its_own_as_far_as_they_go(monkeypatch, parallel
 def test_places_without_gpus_share_the_cores_unless_the_user_says(monkeypatch):
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    monkeypatch.setattr(os, 'cpu_count', lambda: 9)
+    # Nine of them are for this process, whatever the machine has.
+    monkeypatch.setattr(os, 'cpu_count', lambda: 99)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(9)), raising=False)
     assert places(2, 2) == [{'OMP_NUM_THREADS': '2'}] * 2
     monkeypatch.setenv('OMP_NUM_THREADS', '3')
     assert places(2, 1) == [{}, {}]
