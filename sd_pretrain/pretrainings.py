@@ -13,9 +13,9 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.jobs import run_jobs
 from sd_pretrain.launch import places
 from sd_pretrain.process import Job
+from sd_pretrain.work_dir import LAST
 
 _ROOT = Path(__file__).resolve().parents[1]
-_LAST = 'last_checkpoint'
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,15 @@ def fork(source: Path, target: Path) -> None:
     Raises:
         InputError: ``source`` has no checkpoint to go on from.
     """
-    if (target / _LAST).is_file() or (target / 'result.json').is_file():
+    if (target / LAST).is_file() or (target / 'result.json').is_file():
         return
-    if not (source / _LAST).is_file():
-        raise InputError(f'{source} holds no run to fork {target} from: it has no {_LAST}')
+    if not (source / LAST).is_file():
+        raise InputError(f'{source} holds no run to fork {target} from: it has no {LAST}')
     # What makes it a work dir that can be resumed comes last.
     shutil.copytree(
-        source, target, ignore=shutil.ignore_patterns(_LAST, 'stdout.log', '*.part'), dirs_exist_ok=True
+        source, target, ignore=shutil.ignore_patterns(LAST, 'stdout.log', '*.part'), dirs_exist_ok=True
     )
-    shutil.copy(source / _LAST, target / _LAST)
+    shutil.copy(source / LAST, target / LAST)
 
 
 def _packages() -> dict[str, str]:

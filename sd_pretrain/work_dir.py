@@ -13,6 +13,8 @@ from typing import Any
 from sd_pretrain.cli import InputError
 
 CLAIM = 'run.json'
+# mmengine's: the path of the checkpoint that was written last.
+LAST = 'last_checkpoint'
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -33,6 +35,19 @@ def one_at_a_time(path: str | Path) -> Iterator[None]:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
+    """The checkpoint that was written last, ``None`` if there is none.
+
+    It is looked for where the work dir is now, and only then where it was written; it may be in neither.
+    """
+    pointer = Path(work_dir) / LAST
+    if not pointer.is_file():
+        return None
+    named = Path(pointer.read_text().strip())
+    own = pointer.with_name(named.name)
+    return own if own.is_file() else named
 
 
 def claim(work_dir: str | Path, wanted: Mapping[str, Any]) -> None:
