@@ -74,7 +74,7 @@ def claim(work_dir: str | Path, wanted: Mapping[str, Any]) -> None:
     differ = [
         f'{key} was {_only_in(found.get(key), wanted[key])}, is now {_only_in(wanted[key], found.get(key))}'
         for key in wanted
-        if found.get(key) != wanted[key]
+        if _in_order(found.get(key)) != _in_order(wanted[key])
     ]
     if differ:
         raise InputError(
@@ -86,4 +86,12 @@ def _only_in(value: Any, other: Any) -> Any:
     """Of two lists, what the first has and the other has not; any other value as it is."""
     if not isinstance(value, list) or not isinstance(other, list):
         return value
-    return ', '.join(str(item) for item in value if item not in other) or 'without'
+    only = value if set(value) == set(other) else [item for item in value if item not in other]
+    return ', '.join(str(item) for item in only) or 'without'
+
+
+def _in_order(value: Any) -> Any:
+    """A list of ``KEY=VALUE`` by its keys, one of several values of a key behind the other as it was."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return sorted(value, key=lambda item: item.partition('=')[0])
+    return value

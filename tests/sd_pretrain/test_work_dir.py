@@ -2,8 +2,9 @@
 
 import pytest
 
+from sd_pretrain.cli import InputError
 from sd_pretrain.experiments import epochs_done
-from sd_pretrain.work_dir import latest_checkpoint
+from sd_pretrain.work_dir import claim, latest_checkpoint
 
 
 @pytest.mark.parametrize('there', ['here', 'elsewhere', 'nowhere'])
@@ -17,3 +18,12 @@ def test_the_latest_checkpoint_is_looked_for_where_the_work_dir_is_now(tmp_path,
         (folder / 'epoch_12.pth').touch()
     assert latest_checkpoint(work_dir) == (work_dir if there == 'here' else before) / 'epoch_12.pth'
     assert epochs_done(work_dir) == 12
+
+
+def test_the_order_of_options_says_nothing_unless_a_key_is_repeated(tmp_path):
+    claim(tmp_path, {'options': ['a.b=1', 'c=2', 'a.b=3']})
+    claim(tmp_path, {'options': ['c=2', 'a.b=1', 'a.b=3']})
+    with pytest.raises(InputError, match='options was a.b=1, c=2, a.b=3, is now a.b=3, a.b=1, c=2;'):
+        claim(tmp_path, {'options': ['a.b=3', 'a.b=1', 'c=2']})
+    with pytest.raises(InputError, match='options was a.b=1, is now d=4;'):
+        claim(tmp_path, {'options': ['c=2', 'a.b=3', 'd=4']})
