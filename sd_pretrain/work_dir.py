@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sd_pretrain.cli import InputError
+from sd_pretrain.cli import COMPILE, InputError
 
 CLAIM = 'run.json'
 # mmengine's: the path of the checkpoint that was written last.
@@ -71,10 +71,11 @@ def claim(work_dir: str | Path, wanted: Mapping[str, Any]) -> None:
         found = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
         raise InputError(f'{path} does not parse; take another --work-dir, or delete this one') from None
+    found, wanted = ({key: _compared(value) for key, value in one.items()} for one in (found, wanted))
     differ = [
         f'{key} was {_only_in(found.get(key), wanted[key])}, is now {_only_in(wanted[key], found.get(key))}'
         for key in wanted
-        if _in_order(found.get(key)) != _in_order(wanted[key])
+        if found.get(key) != wanted[key]
     ]
     if differ:
         raise InputError(
@@ -90,8 +91,11 @@ def _only_in(value: Any, other: Any) -> Any:
     return ', '.join(str(item) for item in only) or 'without'
 
 
-def _in_order(value: Any) -> Any:
-    """A list of ``KEY=VALUE`` by its keys, one of several values of a key behind the other as it was."""
+def _compared(value: Any) -> Any:
+    """A list of ``KEY=VALUE`` in the order of its keys, several values of one in their own.
+
+    ``COMPILE`` is left out: a run is faster by it, and no other.
+    """
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return sorted(value, key=lambda item: item.partition('=')[0])
+        return sorted((item for item in value if item != COMPILE), key=lambda item: item.partition('=')[0])
     return value

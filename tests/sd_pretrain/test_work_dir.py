@@ -23,7 +23,7 @@ def test_the_latest_checkpoint_is_looked_for_where_the_work_dir_is_now(tmp_path,
 def test_the_order_of_options_says_nothing_unless_a_key_is_repeated(tmp_path):
     claim(tmp_path, {'options': ['a.b=1', 'c=2', 'a.b=3']})
     claim(tmp_path, {'options': ['c=2', 'a.b=1', 'a.b=3']})
-    with pytest.raises(InputError, match='options was a.b=1, c=2, a.b=3, is now a.b=3, a.b=1, c=2;'):
+    with pytest.raises(InputError, match='options was a.b=1, a.b=3, c=2, is now a.b=3, a.b=1, c=2;'):
         claim(tmp_path, {'options': ['a.b=3', 'a.b=1', 'c=2']})
     with pytest.raises(InputError, match='options was a.b=1, is now d=4;'):
         claim(tmp_path, {'options': ['c=2', 'a.b=3', 'd=4']})
