@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.curves import read_curves
 from sd_pretrain.teacher_source import HOOK, identified
 
 RESULT = 'result.json'
@@ -32,14 +34,17 @@ _LEFT_OUT = {
 
 
 class RunRecordHook(Hook):
-    """Remember the last validation and the training time, over resumes as well."""
+    """Remember the last validation and the training time, over resumes as well.
+
+    A checkpoint is written before its epoch is validated: a run that was stopped in between, and resumed,
+    validates first.
+    """
 
     # Before CheckpointHook: the seconds so far are in the checkpoint of the same epoch.
     priority = 'NORMAL'
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
-        self.metrics_epoch = -1
         self._before = 0.0
         self._start = time.monotonic()
 
@@ -49,9 +54,14 @@ class RunRecordHook(Hook):
         return self._before + time.monotonic() - self._start
 
     def before_train(self, runner: Runner) -> None:
-        """Start the clock, where the resumed run has stopped it."""
+        """Start the clock, where the resumed run has stopped it; validate what it has not."""
         self._before = runner.message_hub.get_info('train_seconds', 0.0)
         self._start = time.monotonic()
+        # Whatever this draws: each epoch is seeded as it begins.
+        missed = [_misses_validation(runner)]
+        broadcast_object_list(missed)
+        if missed[0]:
+            runner.val_loop.run()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Note the time for the checkpoint."""
@@ -59,7 +69,26 @@ class RunRecordHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Note the metrics."""
-        self.metrics, self.metrics_epoch = dict(metrics or {}), runner.epoch
+        self.metrics = dict(metrics or {})
+
+
+def _misses_validation(runner: Runner) -> bool:
+    """Whether the epoch of the checkpoint is to be validated: it is due, and the log has not got it.
+
+    A work dir without a log begins here, as that of a run resumed from another one's checkpoint. The last
+    epoch's metrics are part of the result, so that they are measured in any case.
+    """
+    loop, epoch = runner.train_loop, runner.epoch
+    if not epoch or runner.val_loop is None:
+        return False
+    if epoch == loop.max_epochs:
+        return True
+    if epoch < loop.val_begin or epoch % loop.val_interval:
+        return False
+    try:
+        return epoch not in {done for done, _ in read_curves(runner.work_dir).top1}
+    except InputError:
+        return False
 
 
 def fingerprint(cfg: Config) -> str:
