@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sd_pretrain.cifar_files import FOLDER, check_cifar100, ensure_cifar100
 from sd_pretrain.experiments import Algorithm, Experiments
-from sd_pretrain.paper_table import Column, Layout, ensemble_column, snapshot_column
+from sd_pretrain.paper_table import Column, Layout, ensemble_column, settings_note, snapshot_column
 from sd_pretrain.table_runs import check_nets, make_table
 
 ALGORITHMS = (
@@ -150,5 +150,5 @@ def run_table3(
         parallel=parallel,
         amp=amp,
     )
-    notes = (QUICK_NOTE,) if quick else ()
+    notes = (*((QUICK_NOTE,) if quick else ()), *settings_note(options, amp))
     return make_table(LAYOUT, experiments, nets, counts, notes=notes, so_far=so_far)

@@ -95,6 +95,7 @@ def test_json_has_every_error_and_the_papers(made):
     assert table['rows'][3]['values']['ensemble']['paper'] == 30.76
     text = (made[0] / 'table3.md').read_text()
     assert 'cannot be compared' in text
+    assert f"paper's.\nSettings of ours: {'; '.join(TINY)}.\n" in text
     assert text.count('± ?') == 4, 'three differences, and what the sign means'
 
 

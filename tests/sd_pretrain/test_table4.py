@@ -50,7 +50,9 @@ def test_json_has_both_snapshots_and_the_fusion(made):
     assert (se['L1']['mean'], se['L1_top5']['mean']) == (sd['L1']['mean'], sd['L1_top5']['mean'])
     assert (se['ensemble']['paper'], sd['ensemble']['paper']) == (21.66, None)
     assert se['L2_top5']['mean'] == 0, 'four classes: top-5 counts every image'
-    assert 'Demo: 300 drawn images' in (made[0] / 'table4.md').read_text()
+    text = (made[0] / 'table4.md').read_text()
+    assert 'Demo: 300 drawn images' in text
+    assert f"paper's.\nSettings of ours: {'; '.join(TINY)}.\n" in text
 
 
 def test_mistakes_in_one_line(image_folder, tmp_path):
