@@ -12,6 +12,7 @@ from sd_pretrain.evaluate import run_errors
 from sd_pretrain.experiments import Algorithm, Experiments, claim_for, epochs_done, run_experiments
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.paper_table import Layout, build_table, write_table
+from sd_pretrain.prepare import mini_generations
 from sd_pretrain.work_dir import CLAIM
 
 
@@ -63,6 +64,7 @@ def make_table(
         # Runs on one GPU each may share it.
         shared = experiments.gpus == 1 and experiments.parallel >= 1
         check_gpus(experiments.gpus, 1 if shared else experiments.parallel)
+    _check_temperatures(layout, experiments, nets)
     claim_for(experiments, counts)
     if so_far:
         return write()
@@ -84,6 +86,19 @@ def check_nets(layout: Layout, nets: Sequence[str]) -> None:
             f'no backbone {", ".join(unknown) or "given"} in Table {layout.number}: '
             f'--nets takes {",".join(layout.nets)}'
         )
+
+
+def _check_temperatures(layout: Layout, experiments: Experiments, nets: Sequence[str]) -> None:
+    """Check that every row is trained with the temperature that it says."""
+    for net in nets:
+        for algorithm in layout.algorithms:
+            hook = mini_generations(experiments.load(net, algorithm, experiments.seeds[0]))
+            found = hook.get('temperature')
+            if algorithm.temperature not in (None, found):
+                raise InputError(
+                    f'--cfg-options set the temperature of the row {algorithm.label} of Table '
+                    f'{layout.number} to {found}; train with another one by tools/train.py'
+                )
 
 
 def collect(

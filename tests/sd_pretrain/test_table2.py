@@ -97,7 +97,18 @@ def test_starts_are_none_a_quarter_and_half_of_the_run(tmp_path):
     assert pairs((0, 75, 150)) == [(0, 0), (75, 0), (75, 75), (150, 0), (150, 75), (150, 150)]
 
 
-def report(tmp_path, runs):
+def test_the_length_of_the_runs_is_what_the_options_say(tmp_path):
+    assert Table2(tmp_path, options=('train_cfg.max_epochs=200',)).starts == (0, 50, 100)
+    assert Table2(tmp_path, net='resnet20', quick=True).starts == (0, 1, 2)
+
+
+def test_the_temperature_is_that_of_every_student(tmp_path):
+    students = Repetition(Table2(tmp_path, net='resnet20', temperature=3.0), 0).students()
+    assert len(students) == 6
+    assert all('custom_hooks.0.temperature=3.0' in run.options for run in students)
+
+
+def report(tmp_path, runs, **settings):
     """The Markdown of results ``runs[seed][name]``, in fractions."""
     folders = {
         seed: {name: tmp_path / f'{seed}' / name for name in by_name} for seed, by_name in runs.items()
@@ -108,13 +119,16 @@ def report(tmp_path, runs):
             (folders[seed][name] / 'result.json').write_text(json.dumps({'top1': top1}))
     path = write_table2(
         tmp_path,
-        net='densenet100',
-        epochs=300,
-        starts=(0, 75, 150),
-        temperature=2.0,
-        quick=False,
-        options=(),
-        repetitions=folders,
+        **{
+            'net': 'densenet100',
+            'epochs': 300,
+            'starts': (0, 75, 150),
+            'temperature': 2.0,
+            'quick': False,
+            'options': (),
+            'repetitions': folders,
+            **settings,
+        },
     )
     return path.read_text()
 
@@ -134,6 +148,12 @@ def test_one_run_says_that_its_uncertainty_is_unknown(tmp_path):
     assert 'cannot be compared' not in text
 
 
+def test_another_temperature_is_named_and_not_comparable(tmp_path):
+    text = report(tmp_path, {0: results()}, temperature=3.0)
+    assert 'T = 3 (the paper does not say for this table).' in text
+    assert 'cannot be compared' in text
+
+
 def test_two_runs_give_means_and_standard_errors(tmp_path):
     # 78.13 and 78.53: mean 78.33, standard deviation 0.4 / sqrt(2), standard error 0.2.
     text = report(tmp_path, {0: results(), 1: results(0.004)})
@@ -148,6 +168,10 @@ def test_mistakes(run_tool, tmp_path, capsys):
     assert '--seeds 0: at least one seed' in capsys.readouterr().err
     assert run_tool('table2.py', '--parallel', -1) == 2
     assert 'at least 1 GPU and 1 run at a time' in capsys.readouterr().err
+    assert run_tool('table2.py', '--quick', '--temperature', 0) == 2
+    assert 'must be positive, found 0.0' in capsys.readouterr().err
+    assert run_tool('table2.py', '--quick', '--cfg-options', 'custom_hooks.0.temperature=3') == 2
+    assert 'that of Table 2 is --temperature T' in capsys.readouterr().err
     places = ['--data-root', tmp_path / 'nowhere' / 'data', '--work-dir', tmp_path / 'work']
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patched:

@@ -198,6 +198,11 @@ def test_mistakes_in_one_line(made, data, tmp_path):
         match='another run: options was model.num_classes=4, is now without; take another --work-dir',
     ):
         run_table3(made[0], data, ['resnet20'], quick=True, options=TINY[1:])
+    hot = (*TINY, 'custom_hooks.0.temperature=4')
+    with pytest.raises(
+        InputError, match=r'set the temperature of the row SD T=2 of Table 3 to 4; train with'
+    ):
+        run_table3(tmp_path, data, ['resnet20'], quick=True, options=hot)
     (tmp_path / 'run.json').write_text('[')
     with pytest.raises(InputError, match=r'run\.json does not parse'):
         run_table3(tmp_path, data, ['resnet20'], quick=True, options=TINY)
