@@ -68,10 +68,15 @@ def runs_side_by_side(gpus: int, on_a_gpu: int = 1) -> int:
     return min(2, cpu_share(max(gpus, 1)))
 
 
-def check_gpus(gpus: int, parallel: int = 1) -> None:
+def check_gpus(gpus: int, parallel: int = 1, share: bool = False) -> None:
     """Check that this machine has the GPUs for ``parallel`` runs of ``gpus`` processes.
 
     One without any GPU runs the processes of a run on its cores, and any number of runs side by side.
+
+    Args:
+        gpus: processes of one run.
+        parallel: runs side by side.
+        share: runs of one process may share a GPU.
 
     Raises:
         InputError: it has fewer.
@@ -80,6 +85,8 @@ def check_gpus(gpus: int, parallel: int = 1) -> None:
     found, cores = torch.cuda.device_count(), os.cpu_count() or 1
     if gpus < 1 or parallel < 1:
         raise InputError(f'at least 1 GPU and 1 run at a time, found {gpus} and {parallel}')
+    if share and gpus == 1:
+        parallel = 1
     if found and gpus * parallel > found:
         runs, way = '', 'ask for fewer'
         if parallel > 1:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from sd_pretrain.cifar_files import ensure_cifar100
 from sd_pretrain.cli import InputError
 from sd_pretrain.experiments import epochs_done, parse_options
 from sd_pretrain.launch import check_gpus
@@ -27,6 +28,7 @@ from sd_pretrain.prepare import load_config
 from sd_pretrain.pretrainings import Pretraining, fork, run_pretrainings
 from sd_pretrain.snapshot_hook import check_loss_args
 from sd_pretrain.table2_report import TEMPERATURE, write_table2
+from sd_pretrain.work_dir import claim
 
 NETWORKS = ('densenet100', 'densenet190', 'resnet20', 'resnet32', 'resnet56', 'resnet110')
 _CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'cifar100'
@@ -107,12 +109,20 @@ def run_table2(what: Table2) -> Path:
         InputError: anything the user can mend.
         RunFailedError: a run failed; carries the end of its log.
     """
-    # Runs on one GPU each may share it.
-    shared = what.gpus == 1 and what.parallel >= 1
-    check_gpus(what.gpus, 1 if shared else what.parallel)
+    check_gpus(what.gpus, what.parallel, share=True)
     check_loss_args({'temperature': what.temperature})
     if what.cfg.custom_hooks[0].get('temperature') is not None:
         raise InputError('--cfg-options set a temperature; that of Table 2 is --temperature T')
+    counts = ensure_cifar100(what.cfg.train_dataloader.dataset.data_root, full_size=not what.quick)
+    wanted = {
+        'data': 'cifar100 quick' if what.quick else 'cifar100',
+        'counts': counts,
+        'amp': what.amp,
+        'net': what.net,
+        'temperature': what.temperature,
+        'options': list(what.options),
+    }
+    claim(what.work_dir, wanted)
     repetitions = [Repetition(what, seed) for seed in what.seeds]
     _, quarter, half = what.starts
     for start, before in ((quarter, None), (half, quarter)):
@@ -128,6 +138,8 @@ def run_table2(what: Table2) -> Path:
         temperature=what.temperature,
         quick=what.quick,
         options=what.options,
+        amp=what.amp,
+        counts=counts,
         repetitions={one.seed: one.folders() for one in repetitions},
     )
 

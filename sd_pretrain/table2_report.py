@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from sd_pretrain.paper_table import settings_note
 from sd_pretrain.run_record import RESULT
 from sd_pretrain.work_dir import write_json
 
@@ -32,6 +33,8 @@ def write_table2(
     temperature: float,
     quick: bool,
     options: Sequence[str],
+    amp: bool,
+    counts: Mapping[str, int],
     repetitions: Mapping[int, Mapping[str, Path]],
 ) -> Path:
     """Collect the results of finished runs, and write ``table2.json`` and ``table2.md``.
@@ -44,6 +47,8 @@ def write_table2(
         temperature: of the teachers' logits.
         quick: whether this was the small version.
         options: what was set besides.
+        amp: whether training was in bfloat16.
+        counts: images and classes of the data.
         repetitions: by seed, the work dirs by ``'M'``, ``'T<start>'`` and ``'S<start> T<start>'``.
 
     Returns:
@@ -68,8 +73,10 @@ def write_table2(
         'temperature': temperature,
         'quick': quick,
         'options': list(options),
+        'amp': amp,
+        'counts': dict(counts),
         'comparable': not quick
-        and not options
+        and not settings_note(options, amp)
         and (net, epochs, temperature) == (PAPER_NET, PAPER_EPOCHS, TEMPERATURE),
         'self': {'top1': own, 'paper': PAPER_SELF / 100},
         'whole': {seed: runs['M'] for seed, runs in found.items()},
@@ -92,7 +99,8 @@ def table2_markdown(table: Mapping[str, Any]) -> str:
     lines = [f'# Table 2: {table["net"]}, CIFAR-100, {table["epochs"]} epochs', '']
     if not table['comparable']:
         small = '**Quick: few images and epochs, to see it work.** ' if table['quick'] else ''
-        lines += [f"{small}The settings are not the paper's: the numbers cannot be compared with its.", '']
+        said = [f"{small}The settings are not the paper's: the numbers cannot be compared with its."]
+        lines += [*said, *settings_note(table['options'], table['amp']), '']
     lines += [
         f'Top-1 accuracy in percent, {runs} run{"s" * (runs > 1)} each, and in brackets that of the paper',
         '(averages of two runs; its caption calls them error rates). ± is the standard error of the mean, ?',

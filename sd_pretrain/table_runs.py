@@ -61,9 +61,7 @@ def make_table(
             f'{experiments.work_dir} has no {CLAIM}: nothing has been run there that could be shown'
         )
     if not so_far:
-        # Runs on one GPU each may share it.
-        shared = experiments.gpus == 1 and experiments.parallel >= 1
-        check_gpus(experiments.gpus, 1 if shared else experiments.parallel)
+        check_gpus(experiments.gpus, experiments.parallel, share=True)
     _check_temperatures(layout, experiments, nets)
     claim_for(experiments, counts)
     if so_far:

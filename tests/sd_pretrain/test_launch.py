@@ -49,6 +49,7 @@ def test_as_many_runs_side_by_side_as_there_are_gpus_for(run_tool, monkeypatch, 
 def test_too_many_runs_side_by_side(monkeypatch):
     monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
     check_gpus(2, 2)
+    check_gpus(1, 9, share=True)
     with pytest.raises(InputError, match=r'6 GPUs asked for by 3 runs of 2 side by side, .* \(--parallel\)'):
         check_gpus(2, 3)
 
