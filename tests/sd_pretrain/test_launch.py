@@ -106,3 +106,13 @@ except SystemExit:
     found = subprocess.run([sys.executable, '-c', script], env=env, cwd=ROOT, capture_output=True, text=True)
     # What OpenMP itself says that it has read.
     assert f"GOMP_SPINCOUNT = '{expected}'" in found.stderr
+
+
+@pytest.mark.parametrize('tool', ['table2', 'table3', 'table4', 'train_generations'])
+def test_shell_tools_start(tool, tmp_path):
+    """From any folder."""
+    command = ['bash', str(ROOT / 'tools' / f'{tool}.sh'), '--help']
+    env = {**os.environ, 'VIRTUAL_ENV': sys.prefix}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f'usage: tools/{tool}.sh' in done.stdout

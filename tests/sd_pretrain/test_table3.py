@@ -8,6 +8,7 @@ import torch
 from cifar_common import write_cifar
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.evaluate import errors, snapshot_logits
 from sd_pretrain.experiments import parse_options, schedule_options
 from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.table3 import ALGORITHMS, NETS, config, run_table3
@@ -97,6 +98,19 @@ def test_json_has_every_error_and_the_papers(made):
     assert 'cannot be compared' in text
     assert f"paper's.\nSettings of ours: {'; '.join(TINY)}.\n" in text
     assert text.count('± ?') == 4, 'three differences, and what the sign means'
+
+
+@pytest.mark.parametrize('key, temperature', [('se', None), ('sd_t2', 2.0), ('sd_t3', 3.0)])
+def test_the_ensemble_is_of_logits_multiplied_by_the_rows_temperature(made, data, key, temperature):
+    """By T^(k-1), as the caption of Table 3 says."""
+    folder = made[0] / 'resnet20' / 'seed0' / key
+    found = json.loads((folder / 'errors.json').read_text())
+    assert found['temperature'] == temperature
+    algorithm = next(one for one in ALGORITHMS if one.key == key)
+    cfg = load_config(config('resnet20', algorithm), data, options=parse_options(TINY))
+    logits, labels = snapshot_logits(cfg, [folder / f'snapshot_{k}.pth' for k in (1, 2, 3, 4)])
+    scaled = [one.double() * (temperature or 1) ** power for power, one in enumerate(logits)]
+    assert found['ensemble'] == errors(sum(one.softmax(1) for one in scaled), labels)
 
 
 def test_a_second_call_trains_and_evaluates_nothing(made, data, jobs_here, monkeypatch):
