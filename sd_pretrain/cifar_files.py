@@ -129,13 +129,14 @@ def check_cifar100(root: str | Path, full_size: bool = False) -> dict[str, int]:
     return counts
 
 
-def ensure_cifar100(root: str | Path) -> dict[str, int]:
+def ensure_cifar100(root: str | Path, full_size: bool = False) -> dict[str, int]:
     """Download CIFAR-100 if ``root`` does not exist, and check it.
 
     Only the official archive's md5 is verified, and only here. The folder appears whole or not at all.
 
     Args:
         root: the folder ``cifar-100-python``, there or to be made.
+        full_size: see :func:`check_cifar100`.
 
     Returns:
         The counts of :func:`check_cifar100`.
@@ -146,7 +147,7 @@ def ensure_cifar100(root: str | Path) -> dict[str, int]:
     root = Path(root)
     if not root.exists() and root.name == FOLDER:
         _download(root)
-    return check_cifar100(root)
+    return check_cifar100(root, full_size)
 
 
 def _download(root: Path) -> None:

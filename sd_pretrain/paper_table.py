@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from sd_pretrain.cli import COMPILE
 from sd_pretrain.experiments import Algorithm
 
 SCHEMA = 1
@@ -184,6 +185,17 @@ def markdown(layout: Layout, table: Mapping[str, Any], notes: Sequence[str] = ()
     single = any((row['minus_bl'] or {'seeds': 2})['seeds'] == 1 for row in table['rows'])
     said = [NOTE, *([SEEDS] if several else []), *([ONE_SEED] if single else []), *notes]
     return '\n'.join([*lines, '', *said]) + '\n'
+
+
+def settings_note(options: Sequence[str], amp: bool) -> list[str]:
+    """A sentence on settings that are not the paper's, if there are any.
+
+    Args:
+        options: ``KEY=VALUE`` that the user has set.
+        amp: whether training was in bfloat16.
+    """
+    ours = [*(['bfloat16 mixed precision'] if amp else []), *(one for one in options if one != COMPILE)]
+    return [f'Settings of ours: {"; ".join(ours)}.'] if ours else []
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

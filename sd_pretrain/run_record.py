@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.curves import read_curves
 from sd_pretrain.teacher_source import HOOK, identified
 
 RESULT = 'result.json'
-# Where the run happens does not change what it is.
-_PLACES = {
+# Where a run happens, and how fast, does not change what it is.
+_LEFT_OUT = {
     'data_root',
     'default_data_root',
     'work_dir',
@@ -26,19 +28,23 @@ _PLACES = {
     'load_from',
     'fork',
     'num_workers',
+    'compile',
     'env_cfg',
 }
 
 
 class RunRecordHook(Hook):
-    """Remember the last validation and the training time, over resumes as well."""
+    """Remember the last validation and the training time, over resumes as well.
+
+    A checkpoint is written before its epoch is validated: a run that was stopped in between, and resumed,
+    validates first.
+    """
 
     # Before CheckpointHook: the seconds so far are in the checkpoint of the same epoch.
     priority = 'NORMAL'
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
-        self.metrics_epoch = -1
         self._before = 0.0
         self._start = time.monotonic()
 
@@ -48,9 +54,14 @@ class RunRecordHook(Hook):
         return self._before + time.monotonic() - self._start
 
     def before_train(self, runner: Runner) -> None:
-        """Start the clock, where the resumed run has stopped it."""
+        """Start the clock, where the resumed run has stopped it; validate what it has not."""
         self._before = runner.message_hub.get_info('train_seconds', 0.0)
         self._start = time.monotonic()
+        # Whatever this draws: each epoch is seeded as it begins.
+        missed = [_misses_validation(runner)]
+        broadcast_object_list(missed)
+        if missed[0]:
+            runner.val_loop.run()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Note the time for the checkpoint."""
@@ -58,11 +69,30 @@ class RunRecordHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Note the metrics."""
-        self.metrics, self.metrics_epoch = dict(metrics or {}), runner.epoch
+        self.metrics = dict(metrics or {})
+
+
+def _misses_validation(runner: Runner) -> bool:
+    """Whether the epoch of the checkpoint is to be validated: it is due, and the log has not got it.
+
+    A work dir without a log begins here, as that of a run resumed from another one's checkpoint. The last
+    epoch's metrics are part of the result, so that they are measured in any case.
+    """
+    loop, epoch = runner.train_loop, runner.epoch
+    if not epoch or runner.val_loop is None:
+        return False
+    if epoch == loop.max_epochs:
+        return True
+    if epoch < loop.val_begin or epoch % loop.val_interval:
+        return False
+    try:
+        return epoch not in {done for done, _ in read_curves(runner.work_dir).top1}
+    except InputError:
+        return False
 
 
 def fingerprint(cfg: Config) -> str:
-    """Hash of all settings of a run but where it reads and writes; the same settings give the same text.
+    """Hash of all settings of a run but where and how fast it happens; the same settings give the same text.
 
     A teacher out of a file counts by its weights, not by its place.
 
@@ -72,7 +102,7 @@ def fingerprint(cfg: Config) -> str:
 
     def keep(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: keep(item) for key, item in value.items() if key not in _PLACES}
+            return {key: keep(item) for key, item in value.items() if key not in _LEFT_OUT}
         if isinstance(value, list | tuple):
             return [keep(item) for item in value]
         return value

@@ -6,23 +6,31 @@ states are trained on as students, by Eqn 2 from there on. All six pairs that th
 ``#0`` by ``#0^T``; ``#75`` by ``#0^T`` and ``#75^T``; ``#150`` by ``#0^T``, ``#75^T`` and ``#150^T``. The
 others are probabilistically the same as one of these.
 
-The paper states no temperature for this table; as for its other CIFAR-100 runs (Section 4.1.1) it is 2 here,
-with ``lambda_S = 1 + 1/T`` and ``lambda_T = 1``. A student goes on with the shuffling of ``M_#300``.
+The paper states no temperature for this table; if nothing else is said it is 2 here, as for its other
+CIFAR-100 runs (Section 4.1.1), with ``lambda_S = 1 + 1/T`` and ``lambda_T = 1``. A student goes on with the
+shuffling of ``M_#300``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from mmengine.config import Config
+
+from sd_pretrain.cifar_files import ensure_cifar100
+from sd_pretrain.cli import InputError
+from sd_pretrain.experiments import epochs_done, parse_options
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.prepare import load_config
 from sd_pretrain.pretrainings import Pretraining, fork, run_pretrainings
-from sd_pretrain.table2_report import write_table2
+from sd_pretrain.snapshot_hook import check_loss_args
+from sd_pretrain.table2_report import TEMPERATURE, write_table2
+from sd_pretrain.work_dir import claim
 
 NETWORKS = ('densenet100', 'densenet190', 'resnet20', 'resnet32', 'resnet56', 'resnet110')
-TEMPERATURE = 2.0
 _CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'cifar100'
 _QUICK_EPOCHS = 4
 _QUICK = (
@@ -50,6 +58,7 @@ class Table2:
         gpus: processes of one run.
         parallel: runs side by side.
         amp: train in bfloat16.
+        temperature: of the teachers' logits.
     """
 
     work_dir: Path
@@ -61,16 +70,23 @@ class Table2:
     gpus: int = 1
     parallel: int = 1
     amp: bool = False
+    temperature: float = TEMPERATURE
 
     @property
     def config(self) -> Path:
         """The baseline's config, which all runs share."""
         return _CONFIGS / f'bl_{self.net}.py'
 
+    @cached_property
+    def cfg(self) -> Config:
+        """The same with the options of all runs."""
+        options = parse_options((*(_QUICK if self.quick else ()), *self.options))
+        return load_config(self.config, self.data_root, options=options)
+
     @property
     def epochs(self) -> int:
         """Length of each run."""
-        return _QUICK_EPOCHS if self.quick else load_config(self.config).train_cfg.max_epochs
+        return self.cfg.train_cfg.max_epochs
 
     @property
     def starts(self) -> tuple[int, int, int]:
@@ -93,9 +109,20 @@ def run_table2(what: Table2) -> Path:
         InputError: anything the user can mend.
         RunFailedError: a run failed; carries the end of its log.
     """
-    # Runs on one GPU each may share it.
-    shared = what.gpus == 1 and what.parallel >= 1
-    check_gpus(what.gpus, 1 if shared else what.parallel)
+    check_gpus(what.gpus, what.parallel, share=True)
+    check_loss_args({'temperature': what.temperature})
+    if what.cfg.custom_hooks[0].get('temperature') is not None:
+        raise InputError('--cfg-options set a temperature; that of Table 2 is --temperature T')
+    counts = ensure_cifar100(what.cfg.train_dataloader.dataset.data_root, full_size=not what.quick)
+    wanted = {
+        'data': 'cifar100 quick' if what.quick else 'cifar100',
+        'counts': counts,
+        'amp': what.amp,
+        'net': what.net,
+        'temperature': what.temperature,
+        'options': list(what.options),
+    }
+    claim(what.work_dir, wanted)
     repetitions = [Repetition(what, seed) for seed in what.seeds]
     _, quarter, half = what.starts
     for start, before in ((quarter, None), (half, quarter)):
@@ -108,9 +135,11 @@ def run_table2(what: Table2) -> Path:
         net=what.net,
         epochs=what.epochs,
         starts=what.starts,
-        temperature=TEMPERATURE,
+        temperature=what.temperature,
         quick=what.quick,
         options=what.options,
+        amp=what.amp,
+        counts=counts,
         repetitions={one.seed: one.folders() for one in repetitions},
     )
 
@@ -139,7 +168,7 @@ class Repetition:
         work_dir = self.folder / f'common_{start}'
         if before is not None:
             fork(self.folder / f'common_{before}', work_dir)
-        if _epochs_done(work_dir) == start:
+        if epochs_done(work_dir) == start:
             return []
         return [self._run(f'common {start}', work_dir, seed=self.seed, stop_after=start)]
 
@@ -167,7 +196,7 @@ class Repetition:
         for student, teacher in pairs(self.what.starts):
             lesson = {
                 'distill': 'True',
-                'temperature': str(TEMPERATURE),
+                'temperature': str(self.what.temperature),
                 'teacher.checkpoint': str(self.folder / f't_{teacher}' / 'snapshot_1.pth'),
                 'teacher.from_epoch': str(student),
             }
@@ -216,11 +245,3 @@ class Repetition:
         if len(self.what.seeds) > 1:
             name = f'{name} ({self.seed})'
         return Pretraining(name, str(self.what.config), work_dir, tuple(options), fork_of, stop_after)
-
-
-def _epochs_done(work_dir: Path) -> int:
-    """Epochs of the latest checkpoint; 0 if there is none."""
-    last = work_dir / 'last_checkpoint'
-    if not last.is_file():
-        return 0
-    return int(Path(last.read_text().strip()).stem.removeprefix('epoch_'))

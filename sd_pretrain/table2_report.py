@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from sd_pretrain.paper_table import settings_note
 from sd_pretrain.run_record import RESULT
 from sd_pretrain.work_dir import write_json
 
@@ -19,6 +20,8 @@ PAPER = {(0, 0): 78.13, (1, 0): 78.18, (1, 1): 78.02, (2, 0): 77.67, (2, 1): 77.
 # "the average of [the three teachers] is 77.65%" (Section 3.3.2); the row "self" is not printed.
 PAPER_SELF = 77.65
 PAPER_NET, PAPER_EPOCHS = 'densenet100', 300
+# It states none for this table; that of its other CIFAR-100 runs (Section 4.1.1).
+TEMPERATURE = 2.0
 
 
 def write_table2(
@@ -30,6 +33,8 @@ def write_table2(
     temperature: float,
     quick: bool,
     options: Sequence[str],
+    amp: bool,
+    counts: Mapping[str, int],
     repetitions: Mapping[int, Mapping[str, Path]],
 ) -> Path:
     """Collect the results of finished runs, and write ``table2.json`` and ``table2.md``.
@@ -42,6 +47,8 @@ def write_table2(
         temperature: of the teachers' logits.
         quick: whether this was the small version.
         options: what was set besides.
+        amp: whether training was in bfloat16.
+        counts: images and classes of the data.
         repetitions: by seed, the work dirs by ``'M'``, ``'T<start>'`` and ``'S<start> T<start>'``.
 
     Returns:
@@ -66,7 +73,11 @@ def write_table2(
         'temperature': temperature,
         'quick': quick,
         'options': list(options),
-        'comparable': not quick and not options and (net, epochs) == (PAPER_NET, PAPER_EPOCHS),
+        'amp': amp,
+        'counts': dict(counts),
+        'comparable': not quick
+        and not settings_note(options, amp)
+        and (net, epochs, temperature) == (PAPER_NET, PAPER_EPOCHS, TEMPERATURE),
         'self': {'top1': own, 'paper': PAPER_SELF / 100},
         'whole': {seed: runs['M'] for seed, runs in found.items()},
         'teachers': {
@@ -88,7 +99,8 @@ def table2_markdown(table: Mapping[str, Any]) -> str:
     lines = [f'# Table 2: {table["net"]}, CIFAR-100, {table["epochs"]} epochs', '']
     if not table['comparable']:
         small = '**Quick: few images and epochs, to see it work.** ' if table['quick'] else ''
-        lines += [f"{small}The settings are not the paper's: the numbers cannot be compared with its.", '']
+        said = [f"{small}The settings are not the paper's: the numbers cannot be compared with its."]
+        lines += [*said, *settings_note(table['options'], table['amp']), '']
     lines += [
         f'Top-1 accuracy in percent, {runs} run{"s" * (runs > 1)} each, and in brackets that of the paper',
         '(averages of two runs; its caption calls them error rates). ± is the standard error of the mean, ?',

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sd_pretrain.cifar_files import FOLDER, check_cifar100, ensure_cifar100
+from sd_pretrain.cifar_files import FOLDER, ensure_cifar100
 from sd_pretrain.experiments import Algorithm, Experiments
-from sd_pretrain.paper_table import Column, Layout, ensemble_column, snapshot_column
+from sd_pretrain.paper_table import Column, Layout, ensemble_column, settings_note, snapshot_column
 from sd_pretrain.table_runs import check_nets, make_table
 
 ALGORITHMS = (
@@ -133,10 +133,7 @@ def run_table3(
         RunFailedError: a run failed.
     """
     check_nets(LAYOUT, nets)
-    root = data_root / FOLDER
-    counts = ensure_cifar100(root)
-    if not quick:
-        check_cifar100(root, full_size=True)
+    counts = ensure_cifar100(data_root / FOLDER, full_size=not quick)
     experiments = Experiments(
         work_dir=work_dir,
         data='cifar100 quick' if quick else 'cifar100',
@@ -150,5 +147,5 @@ def run_table3(
         parallel=parallel,
         amp=amp,
     )
-    notes = (QUICK_NOTE,) if quick else ()
+    notes = (*((QUICK_NOTE,) if quick else ()), *settings_note(options, amp))
     return make_table(LAYOUT, experiments, nets, counts, notes=notes, so_far=so_far)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sd_pretrain.experiments import Algorithm, Experiments
 from sd_pretrain.imagenet import check_imagenet
-from sd_pretrain.paper_table import Layout, ensemble_column, snapshot_column
+from sd_pretrain.paper_table import Layout, ensemble_column, settings_note, snapshot_column
 from sd_pretrain.table_runs import check_nets, make_table
 
 ALGORITHMS = (Algorithm('bl', 'BL'), Algorithm('se', 'SE'), Algorithm('sd', 'SD', 2.0))
@@ -124,5 +124,5 @@ def run_table4(
         parallel=parallel,
         amp=amp,
     )
-    notes = (DEMO_NOTE,) if demo else ()
+    notes = (*((DEMO_NOTE,) if demo else ()), *settings_note(options, amp))
     return make_table(LAYOUT, experiments, nets, counts, notes=notes, so_far=so_far)

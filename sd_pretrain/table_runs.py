@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from sd_pretrain.evaluate import run_errors
 from sd_pretrain.experiments import Algorithm, Experiments, claim_for, epochs_done, run_experiments
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.paper_table import Layout, build_table, write_table
+from sd_pretrain.prepare import mini_generations
+from sd_pretrain.work_dir import CLAIM
 
 
 def make_table(
@@ -53,10 +56,13 @@ def make_table(
         table = build_table(layout, found, data=experiments.data, settings=settings)
         return write_table(layout, table, experiments.work_dir, [*notes, *_unfinished(layout, found)])
 
+    if so_far and not (experiments.work_dir / CLAIM).exists():
+        raise InputError(
+            f'{experiments.work_dir} has no {CLAIM}: nothing has been run there that could be shown'
+        )
     if not so_far:
-        # Runs on one GPU each may share it.
-        shared = experiments.gpus == 1 and experiments.parallel >= 1
-        check_gpus(experiments.gpus, 1 if shared else experiments.parallel)
+        check_gpus(experiments.gpus, experiments.parallel, share=True)
+    _check_temperatures(layout, experiments, nets)
     claim_for(experiments, counts)
     if so_far:
         return write()
@@ -80,6 +86,19 @@ def check_nets(layout: Layout, nets: Sequence[str]) -> None:
         )
 
 
+def _check_temperatures(layout: Layout, experiments: Experiments, nets: Sequence[str]) -> None:
+    """Check that every row is trained with the temperature that it says."""
+    for net in nets:
+        for algorithm in layout.algorithms:
+            hook = mini_generations(experiments.load(net, algorithm, experiments.seeds[0]))
+            found = hook.get('temperature')
+            if algorithm.temperature not in (None, found):
+                raise InputError(
+                    f'--cfg-options set the temperature of the row {algorithm.label} of Table '
+                    f'{layout.number} to {found}; train with another one by tools/train.py'
+                )
+
+
 def collect(
     layout: Layout, experiments: Experiments, say: Callable[[str], None], so_far: bool = False
 ) -> dict[tuple[str, str], dict[int, dict]]:
@@ -98,13 +117,14 @@ def collect(
     Raises:
         InputError: a finished run has other settings, or lacks a file.
     """
-    found: dict[tuple[str, str], dict[int, dict]] = {}
+    errors: dict[tuple[str, str], dict[int, dict]] = {}
     for net in layout.nets:
-        seeds = [int(path.name.removeprefix('seed')) for path in experiments.work_dir.glob(f'{net}/seed*')]
+        names = [path.name for path in experiments.work_dir.glob(f'{net}/seed*')]
+        seeds = [int(found[1]) for name in names if (found := re.fullmatch(r'seed(\d+)', name))]
         for algorithm in layout.algorithms:
             runs = {seed: _errors(experiments, net, algorithm, seed, say, so_far) for seed in sorted(seeds)}
-            found[net, algorithm.key] = {seed: run for seed, run in runs.items() if run is not None}
-    return found
+            errors[net, algorithm.key] = {seed: run for seed, run in runs.items() if run is not None}
+    return errors
 
 
 def _errors(

@@ -126,9 +126,6 @@ def train(
             return Outcome(
                 None, f'Stopped after epoch {runner.epoch} of {runner.max_epochs}; --resume goes on.'
             )
-        if record.metrics_epoch != runner.max_epochs:
-            # Resumed after the last epoch, but before its validation was recorded.
-            runner.val_loop.run()
     result = {
         'schema': 1,
         'config': str(config),

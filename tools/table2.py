@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sd_pretrain.cli import add_training_arguments, parse_seeds, run_main, training_options
 from sd_pretrain.launch import runs_side_by_side
-from sd_pretrain.table2 import NETWORKS, Table2, run_table2
+from sd_pretrain.table2 import NETWORKS, TEMPERATURE, Table2, run_table2
 
 
 def main() -> None:
@@ -17,6 +17,13 @@ def main() -> None:
     parser.add_argument('--seeds', default='1', help='how many (the paper: 2), or which (0,1,7)')
     parser.add_argument('--quick', action='store_true', help='few images and epochs: minutes on a CPU')
     parser.add_argument('--data-root', type=Path, help="folder of cifar-100-python (default: 'data')")
+    parser.add_argument(
+        '--temperature',
+        type=float,
+        default=TEMPERATURE,
+        metavar='T',
+        help='of the teachers (%(default)g); the paper states none for this table',
+    )
     add_training_arguments(parser)
     parser.add_argument(
         '--parallel', type=int, help='runs side by side, also on one GPU; default: 4 on GPUs, else up to 2'
@@ -35,6 +42,7 @@ def main() -> None:
         gpus=args.gpus,
         parallel=args.parallel or runs_side_by_side(args.gpus, on_a_gpu=4),
         amp=args.amp,
+        temperature=args.temperature,
     )
     path = run_table2(what)
     print(f'\n{path.read_text()}\n{path}\n{path.with_suffix(".json")}')

@@ -54,7 +54,7 @@ def read_runs(runs: Sequence[str]) -> dict[str, Curves]:
 def plot_errors(curves: Mapping[str, Curves], out: str | Path, max_error: float | None = None) -> list[Path]:
     """Draw train and test error over the epochs, and the learning rate in a small panel below.
 
-    Dotted vertical lines are the ends of mini-generations.
+    Dotted vertical lines are the ends of mini-generations, in the colour of their training where it is one.
 
     Args:
         curves: for each training's name its curves.
@@ -75,9 +75,14 @@ def plot_errors(curves: Mapping[str, Curves], out: str | Path, max_error: float 
             _draw_one(errors, rates, index, name, one, rate_width=1.2 * min(4, len(curves) - index))
             for index, (name, one) in enumerate(curves.items())
         ]
-        for end in sorted({end for one in curves.values() for end in one.boundaries}):
+        runs_of: dict[int, list[int]] = {}
+        for index, one in enumerate(curves.values()):
+            for end in one.boundaries:
+                runs_of.setdefault(end, []).append(index)
+        for end, runs in sorted(runs_of.items()):
+            colour = '#1d2126' if len(runs) > 1 else look(runs[0])[0]
             for axes in (errors, rates):
-                axes.axvline(end, color='#1d2126', linewidth=1, linestyle=(0, (2, 3)))
+                axes.axvline(end, color=colour, linewidth=1, linestyle=(0, (2, 3)))
         if any(one.train_top1 for one in curves.values()):
             entries += [
                 Line2D([], [], color='#1d2126', linewidth=1.9, label='test'),
@@ -96,15 +101,21 @@ def plot_errors(curves: Mapping[str, Curves], out: str | Path, max_error: float 
     return files
 
 
+def look(index: int) -> tuple[str, str]:
+    """Colour and marker of a training, no two alike up to the 36th."""
+    rounds, place = divmod(index, len(COLOURS))
+    return COLOURS[place], MARKERS[(place + rounds) % len(MARKERS)]
+
+
 def _draw_one(
     errors: object, rates: object, index: int, name: str, curves: Curves, rate_width: float
 ) -> Line2D:
     """Draw one training; returns its entry in the legend."""
-    colour = COLOURS[index % len(COLOURS)]
+    colour, marker = look(index)
     # With many epochs a marker at each would hide the line.
     style = {
         'color': colour,
-        'marker': MARKERS[index % len(MARKERS)],
+        'marker': marker,
         'markersize': 4,
         'markevery': max(1, len(curves.top1) // 15),
     }

@@ -1,11 +1,16 @@
 """CIFAR-100: its files, the resident batches, and runs on a tiny set in its layout."""
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +104,33 @@ def test_pickles_with_code_do_not_run(cifar, tmp_path):
     with pytest.raises(InputError, match='wants to call posix.system'):
         check_cifar100(folder)
     assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('right', [True, False], ids=['right md5', 'wrong md5'])
+def test_absent_data_is_downloaded_whole_or_not_at_all(cifar, tmp_path, monkeypatch, right):
+    archive = tmp_path / 'served' / 'cifar-100-python.tar.gz'
+    archive.parent.mkdir()
+    with tarfile.open(archive, 'w:gz') as tar:
+        tar.add(cifar, 'cifar-100-python')
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr('torchvision.datasets.CIFAR100.tgz_md5', md5 if right else md5[::-1])
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    server = ThreadingHTTPServer(
+        ('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=archive.parent)
+    )
+    monkeypatch.setattr(cifar_files, 'URL', f'http://127.0.0.1:{server.server_port}/{archive.name}')
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    root = tmp_path / 'data' / 'cifar-100-python'
+    try:
+        if right:
+            assert ensure_cifar100(root) == check_cifar100(cifar)
+        else:
+            with pytest.raises(InputError, match='cannot be downloaded'):
+                ensure_cifar100(root)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert list(root.parent.iterdir()) == ([root] if right else [])
 
 
 def test_absent_data_that_cannot_be_downloaded(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sd_pretrain.curves import read_curves
 from sd_pretrain.snapshot_hook import TEACHER_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,27 @@ def test_the_run_leaves_what_a_single_process_leaves(two_ranks):
         assert torch.equal(value, snapshot[f'network.{name}']), name
         assert torch.equal(value, checkpoint[TEACHER_KEY]['state_dict'][name]), name
     assert 0 <= json.loads((two_ranks / 'result.json').read_text())['top1'] <= 1
+
+
+def test_two_processes_resumed_do_the_validation_that_was_killed(two_ranks, image_folder, tmp_path):
+    """The first of two epochs has its checkpoint, and no validation in the log."""
+    work_dir = tmp_path / 'work'
+    stamp = next(path for path in two_ranks.iterdir() if path.is_dir())
+    for name in ('epoch_1.pth', 'snapshot_1.pth', f'{stamp.name}/vis_data/scalars.json'):
+        (work_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(two_ranks / name, work_dir / name)
+    (work_dir / 'last_checkpoint').write_text('epoch_1.pth')
+    log = work_dir / stamp.name / 'vis_data' / 'scalars.json'
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(''.join(lines[: next(k for k, line in enumerate(lines) if 'accuracy/top1' in line)]))
+    config = tmp_path / 'unspied.py'
+    config.write_text(
+        f"_base_ = '{two_ranks.parent / 'dist_tiny.py'}'\ncustom_hooks = [_base_.custom_hooks[0]]\n"
+    )
+    arguments = [config, 2, '--data-root', image_folder, '--work-dir', work_dir, '--resume']
+    done = dist_train(*arguments, PYTHONPATH=str(two_ranks.parent))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert read_curves(work_dir).test_error == read_curves(two_ranks).test_error
 
 
 def test_evaluation_by_two_processes_counts_each_image_once(

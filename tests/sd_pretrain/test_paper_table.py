@@ -2,7 +2,8 @@
 
 import pytest
 
-from sd_pretrain.paper_table import NONE, build_table, markdown
+from sd_pretrain.cli import COMPILE
+from sd_pretrain.paper_table import NONE, build_table, markdown, settings_note
 from sd_pretrain.table3 import LAYOUT as TABLE3
 from sd_pretrain.table4 import LAYOUT as TABLE4
 
@@ -87,3 +88,9 @@ def test_several_seeds_give_mean_deviation_and_paired_differences():
     assert entry['values']['L4']['seeds'] == {'0': 33, '1': 34, '5': 38}
     assert entry['minus_bl'] == {'mean': -1.5, 'standard_error': pytest.approx(0.5), 'seeds': 2}
     assert entry['runs']['5']['snapshots'][3]['top1'] == 38
+
+
+def test_settings_are_named_where_there_are_any():
+    assert settings_note((COMPILE,), amp=False) == []
+    said = settings_note(('total_batch_size=512', COMPILE), amp=True)
+    assert said == ['Settings of ours: bfloat16 mixed precision; total_batch_size=512.']

@@ -6,7 +6,8 @@ import pytest
 import torch
 from cifar_common import write_cifar
 
-from sd_pretrain.table2 import Repetition, Table2, pairs
+from sd_pretrain.cli import InputError
+from sd_pretrain.table2 import Repetition, Table2, pairs, run_table2
 from sd_pretrain.table2_report import PAPER, write_table2
 
 OPTIONS = [
@@ -18,13 +19,21 @@ OPTIONS = [
 ]
 
 
+def arguments_of(data_root, work_dir):
+    places = ['--data-root', data_root, '--work-dir', work_dir]
+    return ['--quick', '--parallel', 2, *places, '--cfg-options', *OPTIONS]
+
+
 @pytest.fixture(scope='module')
-def table2(run_tool, tmp_path_factory):
+def cifar(tmp_path_factory):
+    return write_cifar(tmp_path_factory.mktemp('cifar'))
+
+
+@pytest.fixture(scope='module')
+def table2(run_tool, cifar, tmp_path_factory):
     """Work dir of the quick version: 4 epochs of 2 iterations."""
-    cifar = write_cifar(tmp_path_factory.mktemp('cifar'))
     work_dir = tmp_path_factory.mktemp('table2')
-    arguments = ['--quick', '--parallel', 2, '--data-root', cifar.parent, '--work-dir', work_dir]
-    arguments += ['--cfg-options', *OPTIONS]
+    arguments = arguments_of(cifar.parent, work_dir)
     monkeypatch = pytest.MonkeyPatch()
     # Sums are split by threads: with another number of them the last bits differ.
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
@@ -59,7 +68,9 @@ def test_every_cell_of_the_paper_is_trained(table2):
         path = table2 / f'seed_0/s_{cell["student"]}_by_t_{cell["teacher"]}/result.json'
         assert cell['top1'] == {'0': json.loads(path.read_text())['top1']}
     assert not table['comparable']
-    assert '**Quick: ' in (table2 / 'table2.md').read_text()
+    assert (table['amp'], table['counts']) == (False, {'classes': 4, 'train': 20, 'val': 8})
+    text = (table2 / 'table2.md').read_text()
+    assert '**Quick: ' in text and f'Settings of ours: {"; ".join(OPTIONS)}.' in text
 
 
 @pytest.mark.parametrize('student, teacher', [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
@@ -91,13 +102,39 @@ def test_what_is_shared_is_not_trained_again(table2):
     assert [run.stop_after for run in Repetition(what, 1).common(1, None)] == [1]
 
 
+@pytest.mark.parametrize(
+    'other, said',
+    [('--amp', 'amp was False, is now True'), ('--temperature=3', 'temperature was 2.0, is now 3')],
+)
+def test_a_work_dir_is_for_one_table(table2, run_tool, cifar, capsys, other, said):
+    assert run_tool('table2.py', other, *arguments_of(cifar.parent, table2)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_whole_table_wants_the_whole_data(cifar, tmp_path):
+    with pytest.raises(InputError, match='not the full CIFAR-100'):
+        run_table2(Table2(tmp_path / 'work', data_root=cifar.parent))
+    assert not (tmp_path / 'work').exists()
+
+
 def test_starts_are_none_a_quarter_and_half_of_the_run(tmp_path):
     assert Table2(tmp_path).starts == (0, 75, 150)
     assert Table2(tmp_path, net='resnet20').starts == (0, 41, 82)
     assert pairs((0, 75, 150)) == [(0, 0), (75, 0), (75, 75), (150, 0), (150, 75), (150, 150)]
 
 
-def report(tmp_path, runs):
+def test_the_length_of_the_runs_is_what_the_options_say(tmp_path):
+    assert Table2(tmp_path, options=('train_cfg.max_epochs=200',)).starts == (0, 50, 100)
+    assert Table2(tmp_path, net='resnet20', quick=True).starts == (0, 1, 2)
+
+
+def test_the_temperature_is_that_of_every_student(tmp_path):
+    students = Repetition(Table2(tmp_path, net='resnet20', temperature=3.0), 0).students()
+    assert len(students) == 6
+    assert all('custom_hooks.0.temperature=3.0' in run.options for run in students)
+
+
+def report(tmp_path, runs, **settings):
     """The Markdown of results ``runs[seed][name]``, in fractions."""
     folders = {
         seed: {name: tmp_path / f'{seed}' / name for name in by_name} for seed, by_name in runs.items()
@@ -108,13 +145,18 @@ def report(tmp_path, runs):
             (folders[seed][name] / 'result.json').write_text(json.dumps({'top1': top1}))
     path = write_table2(
         tmp_path,
-        net='densenet100',
-        epochs=300,
-        starts=(0, 75, 150),
-        temperature=2.0,
-        quick=False,
-        options=(),
-        repetitions=folders,
+        **{
+            'net': 'densenet100',
+            'epochs': 300,
+            'starts': (0, 75, 150),
+            'temperature': 2.0,
+            'quick': False,
+            'options': (),
+            'amp': False,
+            'counts': {},
+            'repetitions': folders,
+            **settings,
+        },
     )
     return path.read_text()
 
@@ -134,6 +176,19 @@ def test_one_run_says_that_its_uncertainty_is_unknown(tmp_path):
     assert 'cannot be compared' not in text
 
 
+def test_another_temperature_is_named_and_not_comparable(tmp_path):
+    text = report(tmp_path, {0: results()}, temperature=3.0)
+    assert 'T = 3 (the paper does not say for this table).' in text
+    assert 'cannot be compared' in text
+
+
+@pytest.mark.parametrize('settings', [{'amp': True}, {'options': ('a=1',)}])
+def test_other_settings_are_named_and_not_comparable(tmp_path, settings):
+    text = report(tmp_path, {0: results()}, **settings)
+    assert f'Settings of ours: {"bfloat16 mixed precision" if "amp" in settings else "a=1"}.' in text
+    assert 'cannot be compared' in text
+
+
 def test_two_runs_give_means_and_standard_errors(tmp_path):
     # 78.13 and 78.53: mean 78.33, standard deviation 0.4 / sqrt(2), standard error 0.2.
     text = report(tmp_path, {0: results(), 1: results(0.004)})
@@ -148,6 +203,10 @@ def test_mistakes(run_tool, tmp_path, capsys):
     assert '--seeds 0: at least one seed' in capsys.readouterr().err
     assert run_tool('table2.py', '--parallel', -1) == 2
     assert 'at least 1 GPU and 1 run at a time' in capsys.readouterr().err
+    assert run_tool('table2.py', '--quick', '--temperature', 0) == 2
+    assert 'must be positive, found 0.0' in capsys.readouterr().err
+    assert run_tool('table2.py', '--quick', '--cfg-options', 'custom_hooks.0.temperature=3') == 2
+    assert 'that of Table 2 is --temperature T' in capsys.readouterr().err
     places = ['--data-root', tmp_path / 'nowhere' / 'data', '--work-dir', tmp_path / 'work']
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patched:
@@ -155,4 +214,4 @@ def test_mistakes(run_tool, tmp_path, capsys):
         for name in ('http_proxy', 'https_proxy'):
             patched.setenv(name, 'http://127.0.0.1:9')
         assert run_tool('table2.py', '--quick', *places) == 2
-    assert 'error: common 1: ' in capsys.readouterr().err
+    assert 'nowhere/data/cifar-100-python, and it cannot be downloaded' in capsys.readouterr().err

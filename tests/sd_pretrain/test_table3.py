@@ -8,6 +8,7 @@ import torch
 from cifar_common import write_cifar
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.evaluate import errors, snapshot_logits
 from sd_pretrain.experiments import parse_options, schedule_options
 from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.table3 import ALGORITHMS, NETS, config, run_table3
@@ -95,7 +96,21 @@ def test_json_has_every_error_and_the_papers(made):
     assert table['rows'][3]['values']['ensemble']['paper'] == 30.76
     text = (made[0] / 'table3.md').read_text()
     assert 'cannot be compared' in text
+    assert f"paper's.\nSettings of ours: {'; '.join(TINY)}.\n" in text
     assert text.count('± ?') == 4, 'three differences, and what the sign means'
+
+
+@pytest.mark.parametrize('key, temperature', [('se', None), ('sd_t2', 2.0), ('sd_t3', 3.0)])
+def test_the_ensemble_is_of_logits_multiplied_by_the_rows_temperature(made, data, key, temperature):
+    """By T^(k-1), as the caption of Table 3 says."""
+    folder = made[0] / 'resnet20' / 'seed0' / key
+    found = json.loads((folder / 'errors.json').read_text())
+    assert found['temperature'] == temperature
+    algorithm = next(one for one in ALGORITHMS if one.key == key)
+    cfg = load_config(config('resnet20', algorithm), data, options=parse_options(TINY))
+    logits, labels = snapshot_logits(cfg, [folder / f'snapshot_{k}.pth' for k in (1, 2, 3, 4)])
+    scaled = [one.double() * (temperature or 1) ** power for power, one in enumerate(logits)]
+    assert found['ensemble'] == errors(sum(one.softmax(1) for one in scaled), labels)
 
 
 def test_a_second_call_trains_and_evaluates_nothing(made, data, jobs_here, monkeypatch):
@@ -157,15 +172,30 @@ def test_the_table_so_far_has_the_snapshots_of_unfinished_runs(made, data, jobs_
     assert [row['values'] for row in again] == [row['values'] for row in whole]
 
 
+def test_nothing_is_shown_where_nothing_has_been_run(data, tmp_path):
+    with pytest.raises(InputError, match=r'work has no run\.json: nothing has been run'):
+        run_table3(tmp_path / 'work', data, ['resnet20'], quick=True, options=TINY, so_far=True)
+    assert not (tmp_path / 'work').exists()
+
+
+def test_a_folder_of_another_name_is_no_seed(made, data, tmp_path):
+    work_dir = shutil.copytree(made[0], tmp_path / 'copy')
+    (work_dir / 'resnet20' / 'seed0_old').mkdir()
+    run_table3(work_dir, data, ['resnet20'], quick=True, options=TINY, so_far=True)
+
+
 def test_the_tool_hands_its_arguments_to_every_run(made, data, run_tool, monkeypatch):
-    """What the tool asks for is what made the work dir, and one argument more is refused."""
+    """What the tool asks for is what made the work dir, compiled or not, and one argument more is refused."""
     options = ['--cfg-options', *TINY]
     arguments = ['--quick', '--work-dir', made[0], '--data-root', data, '--so-far', *options]
+    assert run_tool('table3.py', '--compile', *arguments) == 0
+    table = json.loads((made[0] / 'table3.json').read_text())
+    assert len(table['rows']) == 4 and 'model.compile=True' in table['settings']['options']
     assert run_tool('table3.py', *arguments) == 0
     said = []
     monkeypatch.setattr('builtins.print', lambda *text, **_: said.append(' '.join(map(str, text))))
-    assert run_tool('table3.py', '--compile', *arguments) == 2
-    assert 'model.compile=True' in said[-1]
+    assert run_tool('table3.py', '--amp', *arguments) == 2
+    assert 'amp was False, is now True' in said[-1]
 
 
 def test_mistakes_in_one_line(made, data, tmp_path):
@@ -182,6 +212,11 @@ def test_mistakes_in_one_line(made, data, tmp_path):
         match='another run: options was model.num_classes=4, is now without; take another --work-dir',
     ):
         run_table3(made[0], data, ['resnet20'], quick=True, options=TINY[1:])
+    hot = (*TINY, 'custom_hooks.0.temperature=4')
+    with pytest.raises(
+        InputError, match=r'set the temperature of the row SD T=2 of Table 3 to 4; train with'
+    ):
+        run_table3(tmp_path, data, ['resnet20'], quick=True, options=hot)
     (tmp_path / 'run.json').write_text('[')
     with pytest.raises(InputError, match=r'run\.json does not parse'):
         run_table3(tmp_path, data, ['resnet20'], quick=True, options=TINY)

@@ -1,6 +1,7 @@
 """Table 4 on tiny image folders, end to end."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,7 +51,9 @@ def test_json_has_both_snapshots_and_the_fusion(made):
     assert (se['L1']['mean'], se['L1_top5']['mean']) == (sd['L1']['mean'], sd['L1_top5']['mean'])
     assert (se['ensemble']['paper'], sd['ensemble']['paper']) == (21.66, None)
     assert se['L2_top5']['mean'] == 0, 'four classes: top-5 counts every image'
-    assert 'Demo: 300 drawn images' in (made[0] / 'table4.md').read_text()
+    text = (made[0] / 'table4.md').read_text()
+    assert 'Demo: 300 drawn images' in text
+    assert f"paper's.\nSettings of ours: {'; '.join(TINY)}.\n" in text
 
 
 def test_mistakes_in_one_line(image_folder, tmp_path):
@@ -60,6 +63,33 @@ def test_mistakes_in_one_line(image_folder, tmp_path):
         run_table4(tmp_path, image_folder)
     with pytest.raises(InputError, match='no data'):
         run_table4(tmp_path, tmp_path / 'nowhere', demo=True)
+
+
+def test_the_tool_hands_its_arguments_on(run_tool, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr('sd_pretrain.launch.cpus', lambda: 4)
+    monkeypatch.chdir(tmp_path)
+    Path('work_dirs/demo_data').mkdir(parents=True)
+    paths = [Path('table4.json'), Path('table4.md')]
+    paths[1].touch()
+
+    def run(*what, **settings):
+        given.append((what, settings))
+        return paths
+
+    monkeypatch.setattr('sd_pretrain.table4.run_table4', run)
+    assert run_tool('table4.py', '--demo') == 0
+    places = ['--data-root', 'images', '--work-dir', 'here', '--nets', 'r152,', '--seeds', '0,7']
+    settings = ['--gpus', 8, '--parallel', 3, '--amp', '--compile', '--so-far', '--cfg-options', 'a=1']
+    assert run_tool('table4.py', *places, *settings) == 0
+    plain = dict(seeds=(0,), demo=True, gpus=1, parallel=2, amp=False, options=(), so_far=False)
+    options = ('model.compile=True', 'a=1')
+    other = dict(seeds=(0, 7), demo=False, gpus=8, parallel=3, amp=True, options=options, so_far=True)
+    assert given == [
+        ((Path('work_dirs/table4_demo'), Path('work_dirs/demo_data'), ['r101', 'r152']), plain),
+        ((Path('here'), Path('images'), ['r152']), other),
+    ]
 
 
 def test_the_demo_has_data_of_its_own(run_tool, tmp_path, capsys):

@@ -96,6 +96,14 @@ def same_weights(one, other):
     return all(torch.equal(value, other['state_dict'][key]) for key, value in one['state_dict'].items())
 
 
+def first_batch(cifar, student, epoch):
+    """The images and labels that an epoch of a run with seed 0 begins with."""
+    data = Cifar100(str(cifar), padding=4, device='cpu')
+    sampler = CropFlipBatchSampler(DefaultSampler(data, seed=0), 8)
+    sampler.sampler.set_epoch(epoch)
+    return student.data_preprocessor(data.__getitems__(next(iter(sampler))))
+
+
 def test_it_teaches_from_its_epoch_on_with_its_logits(taught, teacher, train, cifar):
     """The first taught batch has the loss of Eqn 2, computed here out of both checkpoints."""
     kl = [row[1] for row in losses(taught)]
@@ -106,10 +114,7 @@ def test_it_teaches_from_its_epoch_on_with_its_logits(taught, teacher, train, ci
     )
     student.load_state_dict(checkpoint(taught, 1)['state_dict'])
     other.load_state_dict(torch.load(teacher / 'snapshot_1.pth', weights_only=True)['state_dict'])
-    data = Cifar100(str(cifar), padding=4, device='cpu')
-    sampler = CropFlipBatchSampler(DefaultSampler(data, seed=0), 8)
-    sampler.sampler.set_epoch(1)
-    batch = student.data_preprocessor(data.__getitems__(next(iter(sampler))))
+    batch = first_batch(cifar, student, epoch=1)
     student.train()
     teacher_logits = FrozenTeacher(other.network)(batch['inputs'])
     expected = sd_loss(student(batch['inputs']), teacher_logits, batch['labels'], 2.0)
@@ -236,15 +241,26 @@ def test_defaults():
     }
 
 
-def test_another_architecture_teaches_symmetrically(train, tmp_path):
-    """Knowledge distillation, by its config: the gradient of both softened logits, times T^2."""
+def test_another_architecture_teaches_symmetrically(train, cifar, tmp_path):
+    """Knowledge distillation, by its config: the divergence of both softened logits, times T^2 and 0.9."""
     assert train(tmp_path / 'large', config='bl_resnet32.py') == 0
     options = [
         f'custom_hooks.0.teacher.checkpoint={tmp_path / "large/snapshot_1.pth"}',
         'custom_hooks.0.teacher.network=cifar_resnet32',
+        'model.init_seed=3',
     ]
     assert train(tmp_path / 'small', *options, config='kd_resnet110_resnet20.py') == 0
-    assert all(kl is not None for _, kl in losses(tmp_path / 'small'))
+    kl = [row[1] for row in losses(tmp_path / 'small')]
+    assert None not in kl
+    cfg = load_config(CONFIGS / 'bl_resnet20.py', options={'model.num_classes': 4, 'model.init_seed': 3})
+    student = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor}).train()
+    large = MODELS.build({**cfg.model, 'network': 'cifar_resnet32'})
+    large.load_state_dict(torch.load(tmp_path / 'large/snapshot_1.pth', weights_only=True)['state_dict'])
+    images = first_batch(cifar, student, epoch=0)['inputs']
+    logits = (student(images), FrozenTeacher(large.network)(images).float())
+    soft, target = ((one / 4).log_softmax(1) for one in logits)
+    divergence = (target.exp() * (target - soft)).sum(1).mean()
+    assert kl[0] == pytest.approx(0.9 * 4**2 * divergence.item(), rel=1e-5)
     result = json.loads((tmp_path / 'small/result.json').read_text())
     small = torch.load(tmp_path / 'small' / result['checkpoint'], weights_only=True)
     assert small['meta']['arch'] == 'cifar_resnet20'

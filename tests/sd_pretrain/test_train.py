@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.runner import ValLoop
 
+from sd_pretrain.curves import read_curves
 from sd_pretrain.snapshot_hook import TEACHER_KEY
 
 RESUMABLE = 'epoch_2.pth'
@@ -112,11 +114,47 @@ def test_resume_after_the_last_epoch_still_writes_the_result(
     assert results[0]['top1'] == results[1]['top1']
 
 
+@pytest.mark.parametrize('options', [[], ['--stop-after', 2]], ids=['to the end', 'stopped'])
+def test_an_epoch_whose_validation_was_killed_is_validated_on_resume(
+    run_tool, trained, tiny_config, image_folder, tmp_path, monkeypatch, options
+):
+    arguments = ['train.py', tiny_config, '--work-dir', tmp_path, '--data-root', image_folder]
+    validate, calls = ValLoop.run, []
+
+    def killed(loop):
+        calls.append(loop)
+        if len(calls) == 2:
+            raise MemoryError
+        return validate(loop)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(ValLoop, 'run', killed)
+        run_tool(*arguments)
+    assert run_tool(*arguments, '--resume', *options) == 0
+    assert run_tool(*arguments, '--resume') == 0
+    rows = [
+        json.loads(line)
+        for path in sorted(tmp_path.glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
+    assert [row['step'] for row in rows if 'accuracy/top1' in row] == [1, 2, 3], 'none of them twice'
+    assert read_curves(tmp_path).test_error == read_curves(trained).test_error
+
+
 def test_a_finished_run_is_left_alone(run_tool, trained, tiny_config, image_folder, capsys):
     before = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
     assert run_tool('train.py', tiny_config, '--work-dir', trained, '--data-root', image_folder) == 0
     assert 'Finished already' in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in trained.iterdir()} == before
+
+
+def test_compiled_a_run_is_the_same_run(run_tool, trained, tiny_config, image_folder, tmp_path, capsys):
+    """A finished one is left alone, a stopped one goes on."""
+    places = ['--data-root', image_folder, '--compile', '--work-dir']
+    assert run_tool('train.py', tiny_config, *places, trained) == 0
+    assert 'Finished already' in capsys.readouterr().out
+    resume = ['--resume', trained / RESUMABLE, '--check']
+    assert run_tool('train.py', tiny_config, *resume, *places, tmp_path / 'new') == 0
 
 
 def test_evaluation_gives_the_accuracy_of_the_run(

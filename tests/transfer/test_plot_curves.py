@@ -11,7 +11,7 @@ from PIL import Image
 
 from sd_pretrain.curves import Curves, read_curves
 from transfer.charts import curve_charts
-from transfer.plot_curves import plot_errors, read_runs
+from transfer.plot_curves import COLOURS, look, plot_errors, read_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 2  # in an epoch
@@ -70,6 +70,22 @@ def test_figure_of_two_runs_as_png_and_svg(tmp_path, monkeypatch, capsys):
         assert f'<!-- {word} -->' in text, word
     # One boundary, in both panels.
     assert len(re.findall(r'stroke-dasharray: 2,3', text)) == 2
+
+
+def test_no_two_of_many_runs_look_alike():
+    looks = [look(index) for index in range(36)]
+    assert len(set(looks)) == 36
+    assert looks[0] == ('#0072b2', 'o') and looks[6] == ('#0072b2', 's')
+
+
+def test_a_boundary_has_the_colour_of_its_run_unless_several_share_it(tmp_path):
+    ends = {'A': [1, 3], 'B': [2, 3]}
+    curves = {name: Curves(top1=[(1.0, 50.0), (4.0, 60.0)], boundaries=both) for name, both in ends.items()}
+    text = plot_errors(curves, tmp_path / 'fig')[1].read_text()
+    dotted = re.findall(r'style="([^"]*stroke-dasharray: 2,3[^"]*)"', text)
+    found = [re.search(r'stroke: (#\w+)', style)[1] for style in dotted]
+    # Each in both panels.
+    assert sorted(found) == sorted([COLOURS[0], COLOURS[1], '#1d2126'] * 2)
 
 
 def test_runs_without_training_errors_still_have_a_figure(tmp_path):
