@@ -22,7 +22,7 @@ from sd_pretrain.cli import Options
 from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.run_record import fingerprint, finished_result
-from sd_pretrain.work_dir import claim
+from sd_pretrain.work_dir import claim, latest_checkpoint
 
 _EPOCH = re.compile(r'epoch_(\d+)\.pth')
 
@@ -206,8 +206,8 @@ def _starts(experiments: Experiments, net: str, rest: Sequence[Pretraining]) -> 
 
 def epochs_done(work_dir: Path) -> int:
     """Epochs after which a run can be resumed: those of its last checkpoint, 0 if there is none."""
-    path = work_dir / 'last_checkpoint'
-    found = _EPOCH.search(path.read_text()) if path.is_file() else None
+    path = latest_checkpoint(work_dir)
+    found = _EPOCH.fullmatch(path.name) if path is not None else None
     return int(found.group(1)) if found else 0
 
 

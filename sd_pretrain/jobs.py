@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -54,8 +54,8 @@ class JobProgress:
 class _Running:
     """A started job: its process, and the part of its log that has been read."""
 
-    def __init__(self, job: Job):
-        self.job = job
+    def __init__(self, job: Job, place: int):
+        self.job, self.place = job, place
         try:
             self.process = start(job)
         except BlockingIOError as error:
@@ -76,12 +76,17 @@ class _Running:
         return code
 
 
-def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
-    """Run ``jobs``, at most ``parallel`` at a time, and show how far each is.
+def run_jobs(title: str, jobs: Sequence[Job], places: Sequence[Mapping[str, str]] = ({},)) -> None:
+    """Run ``jobs``, each in the first free one of ``places``, and show how far each is.
 
     On a terminal every job has a bar; elsewhere a line is printed every 20 seconds. Standard output and
     error go to ``job.log``. When one job fails, or on an interrupt, SIGTERM or SIGHUP, the others are
     stopped.
+
+    Args:
+        title: printed above.
+        jobs: what to run.
+        places: for each job that may run at a time, what to add to its environment (GPUs, share of cores).
 
     Raises:
         InputError: a job exited with 2, the code for a mistake in its input; carries its ``error:`` line. Or
@@ -105,8 +110,11 @@ def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
         with ended_by_signals(), bars:
             ids = {job.name: bars.add_task('waiting', total=1.0, start=False, name=job.name) for job in jobs}
             while waiting or running:
-                while waiting and len(running) < parallel:
-                    one = _Running(waiting.popleft())
+                while waiting and len(running) < len(places):
+                    taken = {one.place for one in running}
+                    place = next(index for index in range(len(places)) if index not in taken)
+                    job = waiting.popleft()
+                    one = _Running(replace(job, env={**job.env, **places[place]}), place)
                     bars.start_task(ids[one.job.name])
                     running.append(one)
                 time.sleep(_POLL_SECONDS)
@@ -133,13 +141,6 @@ def run_jobs(title: str, jobs: list[Job], parallel: int = 1) -> None:
         deadline = time.monotonic() + STOP_SECONDS
         for one in running:
             kill_after(one.process, max(0.0, deadline - time.monotonic()))
-
-
-def threads(processes: int) -> dict[str, str]:
-    """The environment that shares this machine's cores among ``processes``, unless the user has set it."""
-    if 'OMP_NUM_THREADS' in os.environ:
-        return {}
-    return {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // processes))}
 
 
 def _raise_for(code: int, one: _Running) -> None:

@@ -42,14 +42,18 @@ def is_main_process(launcher: str) -> bool:
     return launcher == 'none' or os.environ.get(_VARIABLES[launcher][0]) == '0'
 
 
+def cpus() -> int:
+    """CPUs that this process, and what it starts, may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def cpu_share(processes: int) -> int:
     """Number of CPUs that each of ``processes`` may use on this machine, at least 1."""
     # Under torchrun in a Slurm job all processes of a machine share one task.
     if 'SLURM_CPUS_PER_TASK' in os.environ and 'LOCAL_WORLD_SIZE' not in os.environ:
         return int(os.environ['SLURM_CPUS_PER_TASK'])
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     local = int(os.environ.get('LOCAL_WORLD_SIZE', min(processes, torch.cuda.device_count() or processes)))
-    return max(1, cpus // local)
+    return max(1, cpus() // local)
 
 
 def runs_side_by_side(gpus: int, on_a_gpu: int = 1) -> int:
@@ -57,10 +61,10 @@ def runs_side_by_side(gpus: int, on_a_gpu: int = 1) -> int:
 
     Args:
         gpus: processes of one run.
-        on_a_gpu: the number where there are GPUs; small networks gain from sharing one.
+        on_a_gpu: the number of one-GPU runs where there are GPUs; small networks gain from sharing one.
     """
     if torch.cuda.is_available():
-        return on_a_gpu
+        return on_a_gpu if gpus == 1 else 1
     return min(2, cpu_share(max(gpus, 1)))
 
 
@@ -72,16 +76,41 @@ def check_gpus(gpus: int, parallel: int = 1) -> None:
     Raises:
         InputError: it has fewer.
     """
+    # All cores of the machine: processes pinned to fewer are slow, not wrong.
     found, cores = torch.cuda.device_count(), os.cpu_count() or 1
     if gpus < 1 or parallel < 1:
         raise InputError(f'at least 1 GPU and 1 run at a time, found {gpus} and {parallel}')
     if found and gpus * parallel > found:
-        runs = f' for {parallel} runs of {gpus}' if parallel > 1 else ''
-        raise InputError(f'{gpus * parallel} GPUs asked for{runs}, this machine has {found}; ask for fewer')
+        runs, way = '', 'ask for fewer'
+        if parallel > 1:
+            runs = f' by {parallel} runs of {gpus} side by side'
+            way = 'ask for fewer, or run fewer side by side (--parallel)'
+        raise InputError(f'{gpus * parallel} GPUs asked for{runs}, this machine has {found}; {way}')
     if not found and gpus > cores:
         raise InputError(
             f'{gpus} GPUs asked for, this machine has none; on its {cores} cores ask for at most {cores}'
         )
+
+
+def places(parallel: int, gpus: int) -> list[dict[str, str]]:
+    """For each of ``parallel`` runs at a time on this machine, its environment: GPUs, share of the cores.
+
+    The GPUs are dealt out in turn, so that more runs of one GPU than there are GPUs share them. The share of
+    the cores is left out where the user has set ``OMP_NUM_THREADS``.
+
+    Args:
+        parallel: runs at a time.
+        gpus: processes of one run.
+    """
+    shared = {}
+    if 'OMP_NUM_THREADS' not in os.environ:
+        shared['OMP_NUM_THREADS'] = str(max(1, cpus() // (parallel * gpus)))
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    ids = visible.split(',') if visible else [str(index) for index in range(torch.cuda.device_count())]
+    if not torch.cuda.device_count():
+        return [shared] * parallel
+    given = [[ids[(place * gpus + k) % len(ids)] for k in range(gpus)] for place in range(parallel)]
+    return [shared | {'CUDA_VISIBLE_DEVICES': ','.join(own)} for own in given]
 
 
 def init_distributed(launcher: str, cfg: Config) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from mmengine.runner import find_latest_checkpoint
 
 from sd_pretrain.checkpoint import check_fits, check_optimizer, read_checkpoint
 from sd_pretrain.cifar_files import ensure_cifar100
@@ -20,6 +19,7 @@ from sd_pretrain.schedule import check_ends, check_periods, teacher_iteration
 from sd_pretrain.snapshot_hook import TEACHER_KEY, check_loss_args, check_teacher
 from sd_pretrain.teacher import check_teacher_options
 from sd_pretrain.vis_backends import check_vis_backends
+from sd_pretrain.work_dir import latest_checkpoint
 
 # By the dataset's type: from its data_root to the counts of 'classes', 'train' and 'val'.
 DATA_CHECKS = {'ImageNetFolder': check_imagenet, 'Cifar100': ensure_cifar100}
@@ -169,12 +169,10 @@ def set_resume(cfg: Config, resume: str | None, processes: int) -> None:
     if resume is None:
         return
     if resume == 'auto':
-        latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+        latest = latest_checkpoint(cfg.work_dir)
         if latest is None:
             return
-        # The work dir may have moved since the path was written, or be a copy of another one.
-        own = Path(cfg.work_dir) / Path(latest).name
-        resume = str(own) if own.is_file() else latest
+        resume = str(latest)
     content = read_checkpoint(resume)
     if 'optimizer' not in content:
         raise InputError(f'{resume} cannot be resumed: it has no optimizer state; use an epoch_N.pth')

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sd_pretrain.cli import InputError
-from sd_pretrain.jobs import run_jobs, threads
+from sd_pretrain.jobs import run_jobs
+from sd_pretrain.launch import places
 from sd_pretrain.process import Job
+from sd_pretrain.work_dir import LAST
 
 _ROOT = Path(__file__).resolve().parents[1]
-_LAST = 'last_checkpoint'
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ def run_pretrainings(
         runs: the pretrainings.
         data_root: ``--data-root`` of ``tools/train.py``.
         gpus: processes of one run, each on a GPU of its own (without any GPU: on the CPU).
-        parallel: runs side by side. With ``gpus=1`` they are dealt out over the GPUs and may share one,
-            which small networks gain from; with more, each run sees all GPUs.
+        parallel: runs side by side, each on GPUs of its own; more runs with ``gpus=1`` than there are GPUs
+            share them, which small networks gain from.
         amp: train in bfloat16.
 
     Raises:
@@ -69,7 +68,7 @@ def run_pretrainings(
         if run.fork_of is not None:
             fork(run.fork_of, run.work_dir)
     jobs = []
-    for place, run in enumerate(runs):
+    for run in runs:
         options = [*run.options, *(['fork=True'] if run.fork_of is not None else [])]
         arguments = [
             *['--work-dir', str(run.work_dir), '--resume'],
@@ -82,9 +81,8 @@ def run_pretrainings(
             argv = ['bash', str(_ROOT / 'tools' / 'dist_train.sh'), run.config, str(gpus), *arguments]
         else:
             argv = [sys.executable, str(_ROOT / 'tools' / 'train.py'), run.config, *arguments]
-        env = _packages() | threads(parallel * gpus) | (_one_gpu(place) if gpus == 1 and parallel > 1 else {})
-        jobs.append(Job(run.name, argv, run.work_dir / 'stdout.log', env))
-    run_jobs(title, jobs, parallel)
+        jobs.append(Job(run.name, argv, run.work_dir / 'stdout.log', _packages()))
+    run_jobs(title, jobs, places(parallel, gpus))
 
 
 def fork(source: Path, target: Path) -> None:
@@ -93,23 +91,17 @@ def fork(source: Path, target: Path) -> None:
     Raises:
         InputError: ``source`` has no checkpoint to go on from.
     """
-    if (target / _LAST).is_file() or (target / 'result.json').is_file():
+    if (target / LAST).is_file() or (target / 'result.json').is_file():
         return
-    if not (source / _LAST).is_file():
-        raise InputError(f'{source} holds no run to fork {target} from: it has no {_LAST}')
+    if not (source / LAST).is_file():
+        raise InputError(f'{source} holds no run to fork {target} from: it has no {LAST}')
     # What makes it a work dir that can be resumed comes last.
     shutil.copytree(
-        source, target, ignore=shutil.ignore_patterns(_LAST, 'stdout.log', '*.part'), dirs_exist_ok=True
+        source, target, ignore=shutil.ignore_patterns(LAST, 'stdout.log', '*.part'), dirs_exist_ok=True
     )
-    shutil.copy(source / _LAST, target / _LAST)
+    shutil.copy(source / LAST, target / LAST)
 
 
 def _packages() -> dict[str, str]:
     """The environment in which a tool finds the packages beside it, installed or not."""
     return {'PYTHONPATH': os.pathsep.join(filter(None, [str(_ROOT), os.environ.get('PYTHONPATH')]))}
-
-
-def _one_gpu(place: int) -> dict[str, str]:
-    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-    found = visible.split(',') if visible else [str(index) for index in range(torch.cuda.device_count())]
-    return {'CUDA_VISIBLE_DEVICES': found[place % len(found)]} if found else {}

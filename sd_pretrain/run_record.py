@@ -16,8 +16,8 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.teacher_source import HOOK, identified
 
 RESULT = 'result.json'
-# Where the run happens does not change what it is.
-_PLACES = {
+# Where a run happens, and how fast, does not change what it is.
+_LEFT_OUT = {
     'data_root',
     'default_data_root',
     'work_dir',
@@ -26,6 +26,7 @@ _PLACES = {
     'load_from',
     'fork',
     'num_workers',
+    'compile',
     'env_cfg',
 }
 
@@ -62,7 +63,7 @@ class RunRecordHook(Hook):
 
 
 def fingerprint(cfg: Config) -> str:
-    """Hash of all settings of a run but where it reads and writes; the same settings give the same text.
+    """Hash of all settings of a run but where and how fast it happens; the same settings give the same text.
 
     A teacher out of a file counts by its weights, not by its place.
 
@@ -72,7 +73,7 @@ def fingerprint(cfg: Config) -> str:
 
     def keep(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: keep(item) for key, item in value.items() if key not in _PLACES}
+            return {key: keep(item) for key, item in value.items() if key not in _LEFT_OUT}
         if isinstance(value, list | tuple):
             return [keep(item) for item in value]
         return value

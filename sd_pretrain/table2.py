@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd_pretrain.experiments import epochs_done
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.prepare import load_config
 from sd_pretrain.pretrainings import Pretraining, fork, run_pretrainings
@@ -139,7 +140,7 @@ class Repetition:
         work_dir = self.folder / f'common_{start}'
         if before is not None:
             fork(self.folder / f'common_{before}', work_dir)
-        if _epochs_done(work_dir) == start:
+        if epochs_done(work_dir) == start:
             return []
         return [self._run(f'common {start}', work_dir, seed=self.seed, stop_after=start)]
 
@@ -216,11 +217,3 @@ class Repetition:
         if len(self.what.seeds) > 1:
             name = f'{name} ({self.seed})'
         return Pretraining(name, str(self.what.config), work_dir, tuple(options), fork_of, stop_after)
-
-
-def _epochs_done(work_dir: Path) -> int:
-    """Epochs of the latest checkpoint; 0 if there is none."""
-    last = work_dir / 'last_checkpoint'
-    if not last.is_file():
-        return 0
-    return int(Path(last.read_text().strip()).stem.removeprefix('epoch_'))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sd_pretrain.evaluate import run_errors
 from sd_pretrain.experiments import Algorithm, Experiments, claim_for, epochs_done, run_experiments
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.paper_table import Layout, build_table, write_table
+from sd_pretrain.work_dir import CLAIM
 
 
 def make_table(
@@ -53,6 +55,10 @@ def make_table(
         table = build_table(layout, found, data=experiments.data, settings=settings)
         return write_table(layout, table, experiments.work_dir, [*notes, *_unfinished(layout, found)])
 
+    if so_far and not (experiments.work_dir / CLAIM).exists():
+        raise InputError(
+            f'{experiments.work_dir} has no {CLAIM}: nothing has been run there that could be shown'
+        )
     if not so_far:
         # Runs on one GPU each may share it.
         shared = experiments.gpus == 1 and experiments.parallel >= 1
@@ -98,13 +104,14 @@ def collect(
     Raises:
         InputError: a finished run has other settings, or lacks a file.
     """
-    found: dict[tuple[str, str], dict[int, dict]] = {}
+    errors: dict[tuple[str, str], dict[int, dict]] = {}
     for net in layout.nets:
-        seeds = [int(path.name.removeprefix('seed')) for path in experiments.work_dir.glob(f'{net}/seed*')]
+        names = [path.name for path in experiments.work_dir.glob(f'{net}/seed*')]
+        seeds = [int(found[1]) for name in names if (found := re.fullmatch(r'seed(\d+)', name))]
         for algorithm in layout.algorithms:
             runs = {seed: _errors(experiments, net, algorithm, seed, say, so_far) for seed in sorted(seeds)}
-            found[net, algorithm.key] = {seed: run for seed, run in runs.items() if run is not None}
-    return found
+            errors[net, algorithm.key] = {seed: run for seed, run in runs.items() if run is not None}
+    return errors
 
 
 def _errors(

@@ -10,9 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sd_pretrain.cli import InputError
+from sd_pretrain.cli import COMPILE, InputError
 
 CLAIM = 'run.json'
+# mmengine's: the path of the checkpoint that was written last.
+LAST = 'last_checkpoint'
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -33,6 +35,19 @@ def one_at_a_time(path: str | Path) -> Iterator[None]:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
+    """The checkpoint that was written last, ``None`` if there is none.
+
+    It is looked for where the work dir is now, and only then where it was written; it may be in neither.
+    """
+    pointer = Path(work_dir) / LAST
+    if not pointer.is_file():
+        return None
+    named = Path(pointer.read_text().strip())
+    own = pointer.with_name(named.name)
+    return own if own.is_file() else named
 
 
 def claim(work_dir: str | Path, wanted: Mapping[str, Any]) -> None:
@@ -56,6 +71,7 @@ def claim(work_dir: str | Path, wanted: Mapping[str, Any]) -> None:
         found = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
         raise InputError(f'{path} does not parse; take another --work-dir, or delete this one') from None
+    found, wanted = ({key: _compared(value) for key, value in one.items()} for one in (found, wanted))
     differ = [
         f'{key} was {_only_in(found.get(key), wanted[key])}, is now {_only_in(wanted[key], found.get(key))}'
         for key in wanted
@@ -71,4 +87,15 @@ def _only_in(value: Any, other: Any) -> Any:
     """Of two lists, what the first has and the other has not; any other value as it is."""
     if not isinstance(value, list) or not isinstance(other, list):
         return value
-    return ', '.join(str(item) for item in value if item not in other) or 'without'
+    only = value if set(value) == set(other) else [item for item in value if item not in other]
+    return ', '.join(str(item) for item in only) or 'without'
+
+
+def _compared(value: Any) -> Any:
+    """A list of ``KEY=VALUE`` in the order of its keys, several values of one in their own.
+
+    ``COMPILE`` is left out: a run is faster by it, and no other.
+    """
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return sorted((item for item in value if item != COMPILE), key=lambda item: item.partition('=')[0])
+    return value

@@ -29,7 +29,7 @@ import sd_pretrain.optim  # noqa: F401  (both register what transfer.speed and -
 from sd_pretrain.cli import InputError, Options, run_main, set_data_root, split_total_batch
 from sd_pretrain.launch import LAUNCHERS, init_distributed, is_main_process, leave_distributed, world_size
 from sd_pretrain.memory import keep_freed_memory
-from sd_pretrain.work_dir import write_json
+from sd_pretrain.work_dir import latest_checkpoint, write_json
 from transfer import mmcv_ops
 from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
 from transfer.confusion import save_confusion
@@ -167,7 +167,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     result = {
         **run,
         **_summary(cfg, metrics, runner.val_evaluator.metrics),
-        'checkpoint': _latest_checkpoint(args.work_dir).name,
+        'checkpoint': latest_checkpoint(args.work_dir).name,
         'seconds': hook.seconds,
         **_cost(processes),
     }
@@ -199,8 +199,10 @@ def _readable_image_errors() -> Iterator[None]:
 def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
     """Fit a config to this run: work dir, seed, processes, exact metrics."""
     cfg.work_dir = str(args.work_dir)
-    latest = _latest_checkpoint(args.work_dir) if args.resume else None
+    latest = latest_checkpoint(args.work_dir) if args.resume else None
     if latest is not None:
+        if not latest.is_file():
+            raise InputError(f'no {latest}, where {args.work_dir} had got to; delete that to run anew')
         cfg.resume, cfg.load_from = True, str(latest)
     cfg.launcher = args.launcher
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
@@ -220,15 +222,6 @@ def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
         from transfer.det_speed import batch_evaluation
 
         batch_evaluation(cfg)
-
-
-def _latest_checkpoint(work_dir: Path) -> Path | None:
-    """The checkpoint that the work dir names last; it counts wherever the work dir is now."""
-    pointer = work_dir / 'last_checkpoint'
-    path = work_dir / Path(pointer.read_text().strip()).name if pointer.is_file() else None
-    if path is not None and not path.is_file():
-        raise InputError(f'{pointer} names {path.name}, which is not there; delete {work_dir} to run anew')
-    return path
 
 
 def plain_bn(part: Any) -> None:

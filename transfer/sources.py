@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.work_dir import LAST, latest_checkpoint
 from transfer.architecture import ARCHS
 
 _TIMEOUT = 10  # seconds without an answer from a server
@@ -57,16 +58,14 @@ def _last_checkpoint(folder: Path) -> Path:
     }
     if snapshots:
         return snapshots[max(snapshots)]
-    pointer = folder / 'last_checkpoint'
-    if not pointer.is_file():
+    path = latest_checkpoint(folder)
+    if path is None:
         raise InputError(
             f'{folder} has neither snapshot_*.pth nor last_checkpoint: pretrain first, or give a file'
         )
-    named = Path(pointer.read_text().strip())
-    for path in (folder / named.name, named):  # the folder may have been moved since
-        if path.is_file():
-            return path
-    raise InputError(f'{pointer} names {named}, which does not exist')
+    if not path.is_file():
+        raise InputError(f'{folder / LAST} names {path}, which does not exist')
+    return path
 
 
 def _unknown(library: str, name: str, known: list[str]) -> InputError:

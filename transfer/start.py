@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sd_pretrain.jobs import threads
+from sd_pretrain.launch import places
 from sd_pretrain.process import Job
 from transfer.slurm import run_slurm, slurm_parameters
 from transfer.status import LOG
@@ -32,7 +31,8 @@ def start(title: str, runs: Sequence[Run], folder: Path, options: Options) -> No
     """Run what is to do, and wait for it (:mod:`transfer.sweep`, :mod:`transfer.slurm`)."""
     found = [SweepRun(run.work_dir, _job(run, options)) for run in runs]
     if options.slurm is None:
-        run_local(title, found, folder, places(options))
+        # submitit hides all GPUs from a worker that has not asked for one: so they are always named here.
+        run_local(title, found, folder, places(runs_at_a_time(options), options.gpus))
     else:
         run_slurm(title, found, folder, slurm_parameters(options.slurm, options.gpus), options.parallel)
 
@@ -43,21 +43,6 @@ def _job(run: Run, options: Options) -> Job:
         spread = ['--standalone', f'--nproc_per_node={options.gpus}']
         module = ['-m', 'sd_pretrain.torchrun', *spread, *module]
     return Job(f'{run.name} seed {run.seed}', [sys.executable, *module], run.work_dir / LOG)
-
-
-def places(options: Options) -> list[dict[str, str]]:
-    """For each run that may run at a time here, its environment: its GPUs, its share of the cores."""
-    parallel = runs_at_a_time(options)
-    shared = threads(parallel * options.gpus)
-    found = torch.cuda.device_count()
-    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-    ids = visible.split(',') if visible else [str(index) for index in range(found)]
-    # submitit hides all GPUs from a worker that has not asked for one: so they are always named here.
-    return [
-        shared
-        | ({'CUDA_VISIBLE_DEVICES': ','.join(ids[place * options.gpus :][: options.gpus])} if found else {})
-        for place in range(parallel)
-    ]
 
 
 def dry_lines(runs: Sequence[Run], options: Options) -> list[str]:

@@ -98,7 +98,7 @@ def jobs_here():
     def run():
         started = []
 
-        def run_jobs(title, jobs, parallel=1):
+        def run_jobs(title, jobs, places):
             for job in jobs:
                 started.append(job.name)
                 if _run_tool(Path(job.argv[1]).name, *job.argv[2:]):

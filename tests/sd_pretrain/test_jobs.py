@@ -39,9 +39,24 @@ def test_progress_never_goes_back():
 
 def test_output_goes_to_the_log_and_every_job_runs(tmp_path, capsys):
     jobs = [python_job(tmp_path, name, f'print("hello from {name}")') for name in ('BL', 'SD', 'SE')]
-    run_jobs('three', jobs, parallel=2)
+    run_jobs('three', jobs, [{}, {}])
     assert [job.log.read_text() for job in jobs] == [f'hello from {n}\n' for n in ('BL', 'SD', 'SE')]
     assert 'three' in capsys.readouterr().out
+
+
+def test_a_job_takes_the_place_that_became_free(tmp_path):
+    """The first of four is in its place until the others have been in the second."""
+    until = (
+        f'import pathlib, time\nwhile not pathlib.Path({str(tmp_path / "end")!r}).exists(): time.sleep(0.1)'
+    )
+    end = f'import pathlib; pathlib.Path({str(tmp_path / "end")!r}).touch()'
+    codes = {'A': until, 'B': '', 'C': '', 'D': end}
+    jobs = [
+        python_job(tmp_path, name, f'import os; print(os.environ["PLACE"])\n{code}')
+        for name, code in codes.items()
+    ]
+    run_jobs('four', jobs, [{'PLACE': 'one'}, {'PLACE': 'two'}])
+    assert [job.log.read_text().strip() for job in jobs] == ['one', 'two', 'two', 'two']
 
 
 def test_exit_code_2_is_the_users_error(tmp_path):
@@ -57,7 +72,7 @@ def test_a_failure_shows_the_log_and_stops_the_others(tmp_path):
     )
     started = time.monotonic()
     with pytest.raises(RunFailedError, match='ValueError: broken'):
-        run_jobs('two', [python_job(tmp_path, 'bad', 'raise ValueError("broken")'), slow], parallel=2)
+        run_jobs('two', [python_job(tmp_path, 'bad', 'raise ValueError("broken")'), slow], [{}, {}])
     assert time.monotonic() - started < 30 and not marker.exists()
 
 

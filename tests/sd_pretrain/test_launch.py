@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sd_pretrain.launch import cpu_share
+from sd_pretrain.cli import InputError
+from sd_pretrain.launch import check_gpus, cpu_share, places
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +27,58 @@ def test_cpus_of_one_process(monkeypatch, environment, expected):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
     assert cpu_share(4) == expected
+
+
+@pytest.mark.parametrize('gpus, expected', [(1, 4), (4, 1)])
+@pytest.mark.parametrize('tool', ['table2', 'table3'])
+def test_as_many_runs_side_by_side_as_there_are_gpus_for(run_tool, monkeypatch, tool, gpus, expected):
+    """Four small networks share a GPU; a run of several has them to itself."""
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    asked = []
+
+    def run(*what, **settings):
+        asked.append(settings['parallel'] if settings else what[0].parallel)
+        raise InputError('enough')
+
+    monkeypatch.setattr(f'sd_pretrain.{tool}.run_{tool}', run)
+    assert run_tool(f'{tool}.py', '--gpus', gpus) == 2
+    assert asked == [expected]
+
+
+def test_too_many_runs_side_by_side(monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    check_gpus(2, 2)
+    with pytest.raises(InputError, match=r'6 GPUs asked for by 3 runs of 2 side by side, .* \(--parallel\)'):
+        check_gpus(2, 3)
+
+
+@pytest.mark.parametrize(
+    'parallel, gpus, visible, expected',
+    [
+        (2, 2, None, ['0,1', '2,3']),
+        (2, 2, '4,5,6,7', ['4,5', '6,7']),
+        (3, 1, '4,5,6,7', ['4', '5', '6']),
+        (6, 1, None, ['0', '1', '2', '3', '0', '1']),
+    ],
+)
+def test_every_place_has_gpus_of_its_own_as_far_as_they_go(monkeypatch, parallel, gpus, visible, expected):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    if visible:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    assert [one['CUDA_VISIBLE_DEVICES'] for one in places(parallel, gpus)] == expected
+
+
+def test_places_without_gpus_share_the_cores_unless_the_user_says(monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    # Nine of them are for this process, whatever the machine has.
+    monkeypatch.setattr(os, 'cpu_count', lambda: 99)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(9)), raising=False)
+    assert places(2, 2) == [{'OMP_NUM_THREADS': '2'}] * 2
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    assert places(2, 1) == [{}, {}]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,15 @@ def test_finished_runs_are_left_alone(forked, image_folder):
     assert 'Finished already' in (folder / 'sd' / 'stdout.log').read_text()
 
 
+def test_runs_of_several_gpus_do_not_share_them(monkeypatch, tmp_path):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0,1,2,3')
+    given = []
+    monkeypatch.setattr('sd_pretrain.pretrainings.run_jobs', lambda title, jobs, places: given.extend(places))
+    run_pretrainings('two', [Pretraining('BL', 'bl.py', tmp_path)], gpus=2, parallel=2)
+    assert [one['CUDA_VISIBLE_DEVICES'] for one in given] == ['0,1', '2,3']
+
+
 def test_a_fork_needs_something_to_begin_with(tmp_path):
     with pytest.raises(InputError, match='holds no run to fork'):
         fork(tmp_path, tmp_path / 'new')

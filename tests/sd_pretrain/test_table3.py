@@ -157,15 +157,30 @@ def test_the_table_so_far_has_the_snapshots_of_unfinished_runs(made, data, jobs_
     assert [row['values'] for row in again] == [row['values'] for row in whole]
 
 
+def test_nothing_is_shown_where_nothing_has_been_run(data, tmp_path):
+    with pytest.raises(InputError, match=r'work has no run\.json: nothing has been run'):
+        run_table3(tmp_path / 'work', data, ['resnet20'], quick=True, options=TINY, so_far=True)
+    assert not (tmp_path / 'work').exists()
+
+
+def test_a_folder_of_another_name_is_no_seed(made, data, tmp_path):
+    work_dir = shutil.copytree(made[0], tmp_path / 'copy')
+    (work_dir / 'resnet20' / 'seed0_old').mkdir()
+    run_table3(work_dir, data, ['resnet20'], quick=True, options=TINY, so_far=True)
+
+
 def test_the_tool_hands_its_arguments_to_every_run(made, data, run_tool, monkeypatch):
-    """What the tool asks for is what made the work dir, and one argument more is refused."""
+    """What the tool asks for is what made the work dir, compiled or not, and one argument more is refused."""
     options = ['--cfg-options', *TINY]
     arguments = ['--quick', '--work-dir', made[0], '--data-root', data, '--so-far', *options]
+    assert run_tool('table3.py', '--compile', *arguments) == 0
+    table = json.loads((made[0] / 'table3.json').read_text())
+    assert len(table['rows']) == 4 and 'model.compile=True' in table['settings']['options']
     assert run_tool('table3.py', *arguments) == 0
     said = []
     monkeypatch.setattr('builtins.print', lambda *text, **_: said.append(' '.join(map(str, text))))
-    assert run_tool('table3.py', '--compile', *arguments) == 2
-    assert 'model.compile=True' in said[-1]
+    assert run_tool('table3.py', '--amp', *arguments) == 2
+    assert 'amp was False, is now True' in said[-1]
 
 
 def test_mistakes_in_one_line(made, data, tmp_path):

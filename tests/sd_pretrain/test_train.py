@@ -119,6 +119,15 @@ def test_a_finished_run_is_left_alone(run_tool, trained, tiny_config, image_fold
     assert {path: path.stat().st_mtime_ns for path in trained.iterdir()} == before
 
 
+def test_compiled_a_run_is_the_same_run(run_tool, trained, tiny_config, image_folder, tmp_path, capsys):
+    """A finished one is left alone, a stopped one goes on."""
+    places = ['--data-root', image_folder, '--compile', '--work-dir']
+    assert run_tool('train.py', tiny_config, *places, trained) == 0
+    assert 'Finished already' in capsys.readouterr().out
+    resume = ['--resume', trained / RESUMABLE, '--check']
+    assert run_tool('train.py', tiny_config, *resume, *places, tmp_path / 'new') == 0
+
+
 def test_evaluation_gives_the_accuracy_of_the_run(
     run_tool, trained, tiny_config, image_folder, tmp_path, capsys
 ):
