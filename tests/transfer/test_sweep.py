@@ -22,7 +22,7 @@ RUN = """
 import json, os, pathlib, sys, time
 here = pathlib.Path(sys.argv[1])
 with (here / 'starts').open('a') as file:
-    file.write(os.environ.get('PLACE', '-') + '\\n')
+    file.write(os.environ.get('PLACE', '-') + os.environ['SD_RUNS_SIDE_BY_SIDE'] + '\\n')
 print('running', flush=True)
 exec(sys.argv[2])
 (here / 'result.json').write_text(json.dumps({'seconds': 2.0}))
@@ -49,7 +49,7 @@ def test_every_run_has_a_place_to_itself(tmp_path, capsys):
     lone = f'lock = {lock}; lock.mkdir(); time.sleep(1); lock.rmdir()'
     runs = [a_run(tmp_path / 'det_x', name, lone) for name in 'ABC']
     run_local('three', runs, tmp_path / 'det_x', [{'PLACE': 'one'}, {'PLACE': 'two'}])
-    assert sorted(starts(run)[0] for run in runs[:2]) == ['one', 'two']
+    assert sorted(starts(run)[0] for run in runs[:2]) == ['one2', 'two2']
     assert len(starts(runs[2])) == 1
     said = capsys.readouterr().out
     assert said.startswith('three\n') and all(f'{name} seed 0: done in 2 s' in said for name in 'ABC')
