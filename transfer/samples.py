@@ -115,7 +115,7 @@ def _run_files(work_dir: Path) -> tuple[Config, Path]:
         raise InputError(f'{work_dir} is no finished fine-tuning ({error}); run tools/transfer.sh') from None
     for path in (config, checkpoint):
         if not path.is_file():
-            raise InputError(f'{work_dir} lacks {path.name}; delete it and run tools/transfer.sh again')
+            raise InputError(f'{work_dir} lacks {path.name}')
     return Config.fromfile(config), checkpoint
 
 
