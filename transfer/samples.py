@@ -62,7 +62,10 @@ def detection_samples(
 
     def truth(name: str) -> list[Detection]:
         boxes = read_annotation(folder / 'Annotations' / f'{name}.xml').boxes
-        return [Detection(one.name, (one.xmin - 1, one.ymin - 1, one.xmax, one.ymax)) for one in boxes]
+        return [
+            Detection(one.name, (one.xmin - 1, one.ymin - 1, one.xmax, one.ymax), difficult=one.difficult)
+            for one in boxes
+        ]
 
     chosen = [one.image for one in differences] or choose(
         names, lambda name: len({one.name for one in truth(name)}), count
