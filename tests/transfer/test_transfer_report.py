@@ -61,6 +61,9 @@ def test_commands_and_curves_stay_over_later_calls(results, tmp_path):
     page = (tmp_path / 'report.html').read_text()
     assert all(f'<code>{command}</code>' in page for command in noted['commands'])
     assert 'Training loss' in page and 'SD, linear probe: better in' in page
+    assert (
+        page.index('SD better') < page.index('All of it is about these checkpoints') < page.index('<table>')
+    )
     assert 'segmentation:' not in page
     assert 'svm-knn_r18-frozen_voc07.py, config sha256 0123456789abcdef, image lists fedcba' in page
     assert 'seeds 0, 1, 2' in page
