@@ -14,6 +14,7 @@ from mmengine.config import Config
 from sd_pretrain.cli import InputError
 
 _TOP1 = 'accuracy/top1'
+_LOGS = '*/vis_data/scalars.json'
 _TRAIN_TOP1 = 'train/top1'
 _Points = list[tuple[float, float]]
 
@@ -43,6 +44,11 @@ class Curves:
         return [(epoch, 100 - value) for epoch, value in self.train_top1]
 
 
+def has_log(work_dir: str | Path) -> bool:
+    """Whether a work dir has a log of scalars, as a copy of its checkpoints alone has not."""
+    return any(Path(work_dir).glob(_LOGS))
+
+
 def read_curves(work_dir: str | Path) -> Curves:
     """Read the curves of a work dir, across resumes: where two runs overlap, the later one counts.
 
@@ -50,7 +56,7 @@ def read_curves(work_dir: str | Path) -> Curves:
         InputError: the work dir has no log of scalars.
     """
     work_dir = Path(work_dir)
-    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    logs = sorted(work_dir.glob(_LOGS))
     if not logs:
         raise InputError(
             f'{work_dir} holds no <timestamp>/vis_data/scalars.json: not the work dir of a training'

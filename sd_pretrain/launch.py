@@ -12,6 +12,8 @@ from mmengine.config import Config
 from sd_pretrain.cli import InputError
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+# How many runs share this machine, for each of them to know.
+SIDE_BY_SIDE = 'SD_RUNS_SIDE_BY_SIDE'
 # Where each launcher says (rank, world size, local rank).
 _VARIABLES = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),

@@ -15,13 +15,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--baseline', help='default: BL where there is one, else the first by name')
     args = parser.parse_args(argv)
     from transfer import table
-    from transfer.transfer_report import report_transfer
+    from transfer.transfer_report import note_transfer, report_transfer
 
     results = table.collect(args.work_dir, first=[args.baseline or 'BL'])
     if args.baseline and all(one['name'] != args.baseline for one in results):
         names = ', '.join(dict.fromkeys(one['name'] for one in results))
         raise InputError(f'no results of the baseline {args.baseline!r}; there are {names}')
-    report_transfer(args.work_dir, results, [])
+    report_transfer(args.work_dir, results, note_transfer(args.work_dir, results, []))
     print(args.work_dir / 'report.html')
 
 

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.gpus.isdigit():
         raise InputError(f'--gpus-per-job (or GPUS) {args.gpus}: a number is needed')
     from transfer import evidence, runner, table
-    from transfer.transfer_report import report_transfer
+    from transfer.transfer_report import note_transfer, report_transfer
 
     runner.find_task(args.task, args.dataset)
     checkpoints = runner.named_checkpoints(args.checkpoints, args.demo)
@@ -87,8 +87,10 @@ def main(argv: list[str] | None = None) -> None:
     results = table.collect(work_dir, first=checkpoints)
     print(table.format_table(results))
     curves = {name: Path(source) for name, source in checkpoints.items() if Path(source).is_dir()}
-    content = report_transfer(work_dir, results, [shlex.join(sys.orig_argv)], curves)
-    print('\n'.join(['', *evidence.verdict_lines(content['comparisons']), '', f'{work_dir}/report.html']))
+    content = note_transfer(work_dir, results, [shlex.join(sys.orig_argv)], curves)
+    print('\n'.join(['', *evidence.verdict_lines(content['comparisons']), '']), flush=True)
+    report_transfer(work_dir, results, content)
+    print(f'{work_dir}/report.html')
 
 
 if __name__ == '__main__':

@@ -25,8 +25,10 @@ def main(argv: list[str] | None = None) -> None:
     if not args.work_dir.is_dir():
         raise InputError(f'no work dir {args.work_dir}')
 
+    queue = status.SlurmQueue()
+
     def found() -> dict[str, list[status.RunStatus]]:
-        return {folder.name: status.sweep_status(folder) for folder in status.sweeps(args.work_dir)}
+        return {folder.name: status.sweep_status(folder, queue) for folder in status.sweeps(args.work_dir)}
 
     def shown(runs: dict[str, list[status.RunStatus]]) -> Group:
         return Group(*(status.status_table(title, some) for title, some in runs.items()))

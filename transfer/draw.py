@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transfer.voc import BACKGROUND, BORDER, CLASSES, palette
 
 _FONT_PX = 16
+_DASH_PX = 8
 _OPACITY = 0.6
 # Regions below this share of the image have no label: it would cover more than it names.
 _LABEL_SHARE = 0.01
@@ -20,14 +21,19 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Detection:
-    """A box ``(left, top, right, bottom)`` in pixels of the photo; ``score`` is ``None`` for the truth."""
+    """A box ``(left, top, right, bottom)`` in pixels of the photo.
+
+    ``score`` is ``None`` for the truth, of which ``difficult`` objects do not count.
+    """
 
     name: str
     box: tuple[float, float, float, float]
     score: float | None = None
+    difficult: bool = False
 
     def __str__(self) -> str:
-        return self.name if self.score is None else f'{self.name} {self.score:.2f}'
+        name = f'{self.name} (difficult)' if self.difficult else self.name
+        return name if self.score is None else f'{name} {self.score:.2f}'
 
 
 def enlarge(image: Image.Image, width: int = 480) -> tuple[Image.Image, float]:
@@ -45,16 +51,21 @@ def box_colour(name: str) -> Colour:
 
 
 def draw_boxes(image: Image.Image, detections: Sequence[Detection]) -> Image.Image:
-    """Draw boxes with class and score onto an enlarged copy of ``image``; the highest score lies on top."""
+    """Draw boxes with class and score onto an enlarged copy of ``image``; the highest score lies on top.
+
+    Those of difficult objects are dashed.
+    """
     picture, factor = enlarge(image.convert('RGB'))
     canvas = ImageDraw.Draw(picture)
     ordered = sorted(detections, key=lambda one: one.score or 0.0)
     for one in ordered:
         box = [factor * edge for edge in one.box]
+        inner = [box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1]
+        if one.difficult:
+            _draw_dashes(canvas, inner, box_colour(one.name))
+            continue
         canvas.rectangle(box, outline=(0, 0, 0), width=5)
-        canvas.rectangle(
-            [box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1], outline=box_colour(one.name), width=3
-        )
+        canvas.rectangle(inner, outline=box_colour(one.name), width=3)
     taken: list[tuple[float, float, float, float]] = []
     for one in reversed(ordered):
         corner = (factor * one.box[0], factor * one.box[1])
@@ -91,6 +102,16 @@ def classes_in(labels: np.ndarray) -> list[int]:
     counts = np.bincount(labels.ravel(), minlength=256)[: len(CLASSES) + 1]
     order = np.argsort(-counts, kind='stable')
     return [int(k) for k in order if k != BACKGROUND and counts[k] >= _LABEL_SHARE * labels.size]
+
+
+def _draw_dashes(canvas: ImageDraw.ImageDraw, box: Sequence[float], colour: Colour) -> None:
+    left, top, right, bottom = box
+    for x in np.arange(left, right, 2 * _DASH_PX):
+        for y in (top + 1, bottom - 1):
+            canvas.line([x, y, min(x + _DASH_PX, right), y], fill=colour, width=3)
+    for y in np.arange(top, bottom, 2 * _DASH_PX):
+        for x in (left + 1, right - 1):
+            canvas.line([x, y, x, min(y + _DASH_PX, bottom)], fill=colour, width=3)
 
 
 def _draw_label(

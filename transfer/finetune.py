@@ -210,6 +210,7 @@ def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
         # mmengine hands out one visualizer per name and process, and with it the first run's log folder.
         cfg.visualizer.name = cfg.work_dir
     wait_less(cfg)
+    _save_last(cfg)
     split_total_batch(cfg, processes)
     init_distributed(args.launcher, cfg)
     if not torch.cuda.is_available():
@@ -222,6 +223,15 @@ def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
         from transfer.det_speed import batch_evaluation
 
         batch_evaluation(cfg)
+
+
+def _save_last(cfg: Config) -> None:
+    """Have the network that is measured at the end saved, in place, whatever the config saves."""
+    hooks = cfg.default_hooks
+    if hooks.get('checkpoint', {}) is None:
+        hooks.checkpoint = {'type': 'CheckpointHook', 'by_epoch': 'max_iters' not in cfg.train_cfg}
+    elif not hooks.get('checkpoint', {}).get('save_last', True):
+        hooks.checkpoint.save_last = True
 
 
 def plain_bn(part: Any) -> None:

@@ -18,11 +18,21 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 
+from sd_pretrain.launch import SIDE_BY_SIDE
+
 # Of the free memory; what the images do not need of it is never touched.
 SHARE = 0.25
 _SLOTS = 2**17
 _ENTRY = np.dtype([('key', np.uint64), ('offset', np.int64), ('shape', np.int32, 3), ('ndim', np.int32)])
 _LOCK_SECONDS = 5.0
+# Where the tree is; in it the limit, what is used of it, and how much of that are files read before (bytes).
+_CGROUP_V1 = (
+    'sys/fs/cgroup/memory',
+    'memory.limit_in_bytes',
+    'memory.usage_in_bytes',
+    'total_inactive_file',
+)
+_CGROUP_V2 = ('sys/fs/cgroup', 'memory.max', 'memory.current', 'inactive_file')
 
 
 class ImageStore:
@@ -95,18 +105,50 @@ def _key(name: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'little') | 1)
 
 
-def budget(share: float = SHARE) -> int:
-    """Bytes for the images of one process: its part of a share of the memory that is free here."""
-    free = [os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
-    info = Path('/proc/meminfo')
+def budget(share: float = SHARE, root: Path = Path('/')) -> int:
+    """Bytes for the images of one process: its part of a share of the memory that is free here.
+
+    Free is the least of what the machine has, what the limits of the process's cgroups leave, and what Slurm
+    has given the job; runs and processes side by side have equal parts.
+
+    Args:
+        share: of the free memory.
+        root: where ``proc`` and ``sys`` are.
+    """
+    free = [_machine_free(root), *_cgroups_free(root)]
+    slurm = os.environ.get('SLURM_MEM_PER_NODE', '')  # MiB; 0: all there is
+    if slurm.isdigit() and int(slurm):
+        free.append(int(slurm) * 2**20)
+    parts = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) * int(os.environ.get(SIDE_BY_SIDE, 1))
+    return max(0, int(share * min(free) / parts))
+
+
+def _machine_free(root: Path) -> int:
+    info = root / 'proc/meminfo'
     if info.is_file():
         lines = dict(line.split(':', 1) for line in info.read_text().splitlines())
-        free = [int(lines['MemAvailable'].split()[0]) * 1024]
-    limit, used = (Path('/sys/fs/cgroup') / name for name in ('memory.max', 'memory.current'))
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != 'max':
-        free.append(int(limit.read_text()) - int(used.read_text()))
-    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    return max(0, int(share * min(free) / processes))
+        return int(lines['MemAvailable'].split()[0]) * 1024
+    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+
+
+def _cgroups_free(root: Path) -> list[int]:
+    """What each limit on this process's cgroups, and those above, leaves; cached files count as free."""
+    own = root / 'proc/self/cgroup'
+    found = []
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, controllers, path = line.split(':', 2)
+        if controllers and 'memory' not in controllers.split(','):
+            continue
+        top, limit, used, cached = _CGROUP_V1 if controllers else _CGROUP_V2
+        here = root / top / path.strip('/')
+        for folder in (here, *here.parents):
+            try:
+                left = int((folder / limit).read_text()) - int((folder / used).read_text())
+                stat = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
+            except (OSError, ValueError):
+                continue  # no cgroup, or 'max': no limit
+            found.append(left + int(stat.get(cached, 0)))
+    return found
 
 
 class CachedLoadImageFromFile(LoadImageFromFile):

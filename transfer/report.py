@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from sd_pretrain.curves import Curves, read_curves
+from sd_pretrain.curves import Curves, has_log, read_curves
 from transfer import table
 from transfer.charts import class_chart, confusion_chart, curve_charts, forest_chart, recall_chart
 from transfer.confusion import most_confused
@@ -48,7 +48,7 @@ def write_report(
     out: str | Path,
     *,
     curves: Mapping[str, str | Path] | None = None,
-    samples: Mapping[str, Sequence[Sample]] | None = None,
+    samples: Mapping[str, Sequence[Sample] | str] | None = None,
     recall: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     confusions: Sequence[Confusion] = (),
     costs: Sequence[Mapping[str, Any]] = (),
@@ -59,8 +59,9 @@ def write_report(
     Args:
         table5: content of ``table5.json``.
         out: the file to write.
-        curves: for each backbone's name its pretraining work dir, where there is one.
-        samples: ``'det'`` and ``'seg'``, from :mod:`transfer.samples`.
+        curves: for each backbone's name its pretraining work dir, where there is one; left out where it has
+            no log of scalars.
+        samples: ``'det'`` and ``'seg'``, from :mod:`transfer.samples`, or a sentence on why there are none.
         recall: for each backbone's name by class the precision at evenly spaced recalls.
         confusions: from :func:`transfer.transfer_report.confusions`.
         costs: from :func:`transfer.transfer_report.costs`.
@@ -71,10 +72,10 @@ def write_report(
         ``out``.
 
     Raises:
-        InputError: ``table5`` is not valid, or a work dir holds no training log.
+        InputError: ``table5`` is not valid.
     """
     validate_table5(table5)
-    read = {name: read_curves(work_dir) for name, work_dir in (curves or {}).items()}
+    read = {name: read_curves(work_dir) for name, work_dir in (curves or {}).items() if has_log(work_dir)}
     rows = table5_rows(table5)
     # Beside demo numbers the paper's stand for reference, and the page says so.
     beside_paper = table5.get('papers_setting', False) or (
@@ -99,6 +100,7 @@ def write_report(
             classes=_class_figures(table5),
             recall=Markup(recall_chart('recall', recall)) if recall else None,
             samples=_sample_figures(samples or {}),
+            no_samples={task: some for task, some in (samples or {}).items() if isinstance(some, str)},
             confusions=_confusion_figures(confusions),
             costs=costs,
             backbones=table5['backbones'],
@@ -238,8 +240,9 @@ def _confusion_figures(confusions: Sequence[Confusion]) -> list[dict[str, Any]]:
     ]
 
 
-def _sample_figures(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[dict[str, Any]]]:
+def _sample_figures(samples: Mapping[str, Sequence[Sample] | str]) -> dict[str, list[dict[str, Any]]]:
     """Samples with their pictures as data URLs, of the best quality that keeps the page small enough."""
+    samples = {task: some for task, some in samples.items() if not isinstance(some, str)}
     panels = [panel for some in samples.values() for sample in some for panel in sample.panels]
     encoded: list[bytes] = []
     for quality in _QUALITIES:

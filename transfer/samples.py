@@ -62,7 +62,10 @@ def detection_samples(
 
     def truth(name: str) -> list[Detection]:
         boxes = read_annotation(folder / 'Annotations' / f'{name}.xml').boxes
-        return [Detection(one.name, (one.xmin - 1, one.ymin - 1, one.xmax, one.ymax)) for one in boxes]
+        return [
+            Detection(one.name, (one.xmin - 1, one.ymin - 1, one.xmax, one.ymax), difficult=one.difficult)
+            for one in boxes
+        ]
 
     chosen = [one.image for one in differences] or choose(
         names, lambda name: len({one.name for one in truth(name)}), count
@@ -115,7 +118,7 @@ def _run_files(work_dir: Path) -> tuple[Config, Path]:
         raise InputError(f'{work_dir} is no finished fine-tuning ({error}); run tools/transfer.sh') from None
     for path in (config, checkpoint):
         if not path.is_file():
-            raise InputError(f'{work_dir} lacks {path.name}; delete it and run tools/transfer.sh again')
+            raise InputError(f'{work_dir} lacks {path.name}')
     return Config.fromfile(config), checkpoint
 
 

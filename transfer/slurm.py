@@ -13,7 +13,16 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sd_pretrain.cli import InputError
-from transfer.status import JOBS, RunStatus, last_words, read_jobs, read_status, slurm_queue, write_jobs
+from transfer.status import (
+    JOBS,
+    STAY,
+    RunStatus,
+    SlurmQueue,
+    last_words,
+    read_jobs,
+    read_status,
+    write_jobs,
+)
 from transfer.sweep import SweepRun, raise_failed, raise_mistake, shown
 from transfer.sweep_job import FineTuning
 
@@ -41,16 +50,18 @@ def run_slurm(
         parallel: how many may run at a time; ``None``: as many as Slurm lets.
 
     Raises:
-        InputError: Slurm refuses; or a mistake in a run's input.
+        InputError: Slurm refuses, or has not answered for ten minutes; or a mistake in a run's input.
         RunFailedError: runs failed; carries the ends of their logs.
     """
     jobs = read_jobs(folder)
-    queue = slurm_queue()
-    new = [run for run in runs if jobs.get(run.key) not in queue]
+    queue = SlurmQueue()
+    there = queue()
+    new = [run for run in runs if jobs.get(run.key) not in there]
     if new:
         numbers = submit(new, folder, parameters, parallel)
         jobs |= {run.key: number for run, number in zip(new, numbers, strict=True)}
         write_jobs(folder, jobs)
+        queue.submitted(numbers)
         print(f'{len(new)} jobs submitted: {", ".join(numbers)}', flush=True)
     left_at: dict[str, float] = {}
     statuses: dict[str, RunStatus] = {}
@@ -61,20 +72,22 @@ def run_slurm(
     try:
         with shown(title, states) as show:
             while True:
-                queue = slurm_queue()
+                there = queue()
                 for run in runs:
-                    found = read_status(run.work_dir, jobs[run.key], queue)
+                    found = read_status(run.work_dir, jobs[run.key], there)
                     if found.state == 'failed':
                         since = left_at.setdefault(run.key, time.monotonic())
                         if time.monotonic() - since < _GRACE_SECONDS:
                             found = replace(found, state='running', note='ending')
+                    else:
+                        left_at.pop(run.key, None)  # queued again by Slurm
                     statuses[run.key] = found
                 show()
                 if all(found.state in ('done', 'failed') for found in statuses.values()):
                     break
                 time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        print('the jobs stay in the queue: the same command finds them again, scancel ends them', flush=True)
+        print(STAY, flush=True)
         raise
     failed = [run for run in runs if statuses[run.key].state == 'failed']
     for run in failed:

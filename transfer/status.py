@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,8 @@ LOG = 'stdout.log'
 # Beside the folders of the backbones, whose names begin with a letter or digit.
 JOBS = '_jobs'
 _JOBS_FILE = 'jobs.json'
+STAY = 'the jobs stay in the queue: the same command finds them again, scancel ends them'
+_PATIENCE_SECONDS = 600.0
 _TAIL_BYTES = 1 << 16
 _STATES = ('done', 'running', 'failed', 'waiting')
 _BAR_WIDTH = 24
@@ -94,6 +96,35 @@ def slurm_queue() -> dict[str, tuple[str, str]]:
     return {number: (state, reason) for number, state, reason in lines}
 
 
+class SlurmQueue:
+    """:func:`slurm_queue` for a long watch: the queue as last seen where Slurm is silent for some minutes."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, tuple[str, str]] | None = None
+        self._seen = 0.0
+
+    def __call__(self) -> dict[str, tuple[str, str]]:
+        """The queue.
+
+        Raises:
+            InputError: Slurm does not answer the first call, or has answered none for ten minutes.
+        """
+        try:
+            self._jobs = slurm_queue()
+        except InputError as error:
+            if self._jobs is None:
+                raise
+            if time.monotonic() - self._seen > _PATIENCE_SECONDS:
+                raise InputError(f'{error} {STAY}') from None
+        else:
+            self._seen = time.monotonic()
+        return self._jobs
+
+    def submitted(self, numbers: Iterable[str]) -> None:
+        """Note jobs that the queue has not been seen with."""
+        self._jobs = (self._jobs or {}) | dict.fromkeys(numbers, ('PENDING', 'submitted'))
+
+
 def read_status(work_dir: Path, job: str | None, queue: Mapping[str, tuple[str, str]]) -> RunStatus:
     """Say how far a run is.
 
@@ -136,13 +167,20 @@ def last_words(work_dir: Path, job: str | None = None, lines: int = 1) -> str:
     return 'it has said nothing'
 
 
-def sweep_status(folder: Path) -> list[RunStatus]:
-    """The status of every run of a sweep in a ``<task>_<dataset>`` folder, those not yet started as well."""
+def sweep_status(
+    folder: Path, queue: Callable[[], Mapping[str, tuple[str, str]]] = slurm_queue
+) -> list[RunStatus]:
+    """The status of every run of a sweep in a ``<task>_<dataset>`` folder, those not yet started as well.
+
+    Args:
+        folder: the folder.
+        queue: reads Slurm's queue; called where there are jobs.
+    """
     jobs = read_jobs(folder)
     for found in sorted(folder.glob('*/seed*')):
         jobs.setdefault(f'{found.parent.name}/{found.name}', None)
-    queue = slurm_queue() if any(jobs.values()) else {}
-    return [read_status(folder / run, job, queue) for run, job in jobs.items()]
+    seen = queue() if any(jobs.values()) else {}
+    return [read_status(folder / run, job, seen) for run, job in jobs.items()]
 
 
 def sweeps(root: Path) -> list[Path]:

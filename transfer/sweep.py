@@ -16,6 +16,7 @@ from submitit import LocalExecutor
 from submitit.core.core import Job as SubmittedJob
 
 from sd_pretrain.cli import InputError, RunFailedError
+from sd_pretrain.launch import SIDE_BY_SIDE
 from sd_pretrain.process import STOP_SECONDS, Job, ended_by_signals, is_locked
 from transfer.status import (
     JOBS,
@@ -80,6 +81,7 @@ def run_local(
     executor.update_parameters(timeout_min=_YEAR_MINUTES, stderr_to_stdout=True)
     write_jobs(folder, {run.key: None for run in runs})
     waiting, free = list(runs), list(places)
+    shared = {SIDE_BY_SIDE: str(min(len(runs), len(places)))}
     running: list[tuple[SweepRun, SubmittedJob, Mapping[str, str]]] = []
     failed: list[SweepRun] = []
 
@@ -92,7 +94,7 @@ def run_local(
             while waiting or running:
                 while waiting and free:
                     run, place = waiting.pop(0), free.pop(0)
-                    job = replace(run.job, env={**run.job.env, **place})
+                    job = replace(run.job, env={**run.job.env, **shared, **place})
                     running.append((run, executor.submit(FineTuning(job)), place))
                 time.sleep(_POLL_SECONDS)
                 show()

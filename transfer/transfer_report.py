@@ -37,13 +37,13 @@ _FILE = 'transfer.json'
 _DRAWN = {'det': samples.detection_samples, 'seg': samples.segmentation_samples}
 
 
-def report_transfer(
+def note_transfer(
     work_dir: Path,
     results: Sequence[Mapping[str, Any]],
     commands: Sequence[str],
     curves: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Write ``transfer.json`` and ``report.html`` of a transfer work dir.
+    """Compare the results of a transfer work dir, and write ``transfer.json``.
 
     Args:
         work_dir: of ``tools/transfer.sh``.
@@ -53,7 +53,7 @@ def report_transfer(
             stay, too.
 
     Returns:
-        The content of ``transfer.json``, of the form of ``table5.json``.
+        The content of ``transfer.json``: of the form of ``table5.json``, with ``commands`` and ``curves``.
 
     Raises:
         InputError: see :func:`transfer.table5_json.build_table5`.
@@ -64,34 +64,49 @@ def report_transfer(
     curves = before.get('curves', {}) | {name: str(folder) for name, folder in (curves or {}).items()}
     curves = {name: folder for name, folder in curves.items() if Path(folder).is_dir()}
     content = build_table5(results, data='demo' if demo else 'real', stages=[])
-    write_json(work_dir / _FILE, content | {'commands': commands, 'curves': curves})
+    content |= {'commands': commands, 'curves': curves}
+    write_json(work_dir / _FILE, content)
+    return content
+
+
+def report_transfer(work_dir: Path, results: Sequence[Mapping[str, Any]], content: Mapping[str, Any]) -> None:
+    """Draw the samples of a transfer work dir, and write its ``report.html``.
+
+    Args:
+        work_dir: of ``tools/transfer.sh``.
+        results: its results, the baseline's first.
+        content: of its ``transfer.json`` (:func:`note_transfer`).
+    """
     with quiet(work_dir / 'samples.log'):
         drawn = draw_samples(results)
     write_report(
         content,
         work_dir / 'report.html',
-        curves=curves,
+        curves=content['curves'],
         samples=drawn,
         recall=recall_curves(results),
         confusions=confusions(results),
         costs=costs(results),
-        provenance=collect_provenance(commands) | {'runs': configs_of(results)},
+        provenance=collect_provenance(content['commands']) | {'runs': configs_of(results)},
     )
-    return content
 
 
-def draw_samples(results: Sequence[Mapping[str, Any]]) -> dict[str, list[samples.Sample]]:
+def draw_samples(results: Sequence[Mapping[str, Any]]) -> dict[str, list[samples.Sample] | str]:
     """Draw for each task the test images on which the backbones differ most.
 
-    The first dataset of a task is drawn, with the networks of each backbone's first seed.
+    The first dataset of a task is drawn, with the networks of each backbone's first seed. Where that
+    cannot be done, as without the images or with a full GPU, there is a sentence that says why.
     """
-    drawn = {}
+    drawn: dict[str, list[samples.Sample] | str] = {}
     for task, draw in _DRAWN.items():
         mine = _first_dataset(results, task)
         if mine:
             firsts = {one['name']: Path(one['work_dir']) for one in reversed(mine)}
             order = dict.fromkeys(one['name'] for one in mine)
-            drawn[task] = draw({name: firsts[name] for name in order}, most_different(mine))
+            try:
+                drawn[task] = draw({name: firsts[name] for name in order}, most_different(mine))
+            except (InputError, OSError, RuntimeError) as error:
+                drawn[task] = f'There are no pictures: {" ".join(str(error).split())}.'
     return drawn
 
 

@@ -13,7 +13,8 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-# Fine-tuning keeps decoded images, in up to a quarter of the free memory; mmdet and mmseg do not know this.
+# Fine-tuning keeps decoded images, the runs of a sweep on a machine together in up to a quarter of the free
+# memory; mmdet and mmseg do not know this.
 cache_images = True
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'

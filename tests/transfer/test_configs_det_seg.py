@@ -44,11 +44,12 @@ def test_every_task_and_depth_has_its_leaf():
 
 
 @pytest.mark.parametrize('path', LEAVES + DEMOS, ids=lambda path: path.stem)
-def test_leaf_is_what_its_name_says_and_runs_without_this_project(path):
+def test_leaf_is_what_its_name_says_and_all_it_needs_of_this_project_is_its_head(path):
     cfg = Config.fromfile(path)
     depth = int(re.search(r'_r(\d+)-', path.name)[1])
     assert cfg.model.backbone.depth == depth
-    assert 'custom_imports' not in cfg
+    ours = ['transfer.aspp_head'] if 'deeplab' in path.name else []
+    assert cfg.get('custom_imports', {}).get('imports', []) == ours
     if batch := re.search(r'_(\d+)xb(\d+)_', path.name):
         assert int(batch[1]) * cfg.train_dataloader.batch_size == cfg.total_batch_size
         assert cfg.train_dataloader.batch_size == int(batch[2])
@@ -88,6 +89,23 @@ def test_heads_fit_the_backbone_of_resnet18(stem):
             assert scores.shape == (1, 21) and boxes.shape == (1, 80)
     if 'seg' in stem:
         assert out.shape == (1, 21, 4, 4), 'output stride 16'
+
+
+@pytest.mark.parametrize(
+    ('stem', 'channels', 'momentum'),
+    [
+        ('seg/deeplabv3_r50-d16-syncbn_8xb1_voc12aug', 256, 0.0003),
+        ('demo/deeplabv3_r18-d16_demo-voc12', 128, 0.05),
+    ],
+)
+def test_a_pointwise_convolution_fuses_the_five_branches(stem, channels, momentum):
+    model = build(Config.fromfile(REPO / f'configs/{stem}.py'))
+    fused = model.decode_head.bottleneck
+    assert fused.conv.weight.shape == (channels, 5 * channels, 1, 1) and fused.conv.bias is None
+    assert fused.conv.weight.numel() == {256: 1280 * 256, 128: 640 * 128}[channels]
+    norms = [one for one in model.decode_head.modules() if isinstance(one, torch.nn.SyncBatchNorm)]
+    assert [one.momentum for one in norms] == 6 * [momentum]
+    assert model.backbone.bn1.momentum == 0.05
 
 
 @pytest.mark.parametrize('stem', ['det/faster-rcnn_r50-{}_8xb2', 'demo/faster-rcnn_r18-{}_demo'])

@@ -108,6 +108,17 @@ def test_mmsegs_fcn_counts_in_iterations(in_repo, backbone, tiny_voc, tmp_path):
     assert json.loads((work_dir / 'result.json').read_text()) == result
 
 
+@pytest.mark.parametrize('hook', ['None', 'dict(interval=2, save_last=False)'])
+def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
+    in_repo, backbone, tiny_voc, tmp_path, hook
+):
+    text = FCN.replace('checkpoint=dict(interval=2)', f'checkpoint={hook}')
+    config = written(tmp_path, text, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    result, work_dir = run('seg', 'voc12', config, backbone, tiny_voc, tmp_path)
+    assert result['checkpoint'] == 'iter_3.pth'
+    assert [path.name for path in work_dir.glob('*.pth')] == ['iter_3.pth']
+
+
 @pytest.mark.parametrize(
     ('addition', 'message'),
     [

@@ -102,7 +102,75 @@ def test_masks_are_kept_too(tiny_voc):
     assert np.array_equal(again['gt_seg_map'], wanted['gt_seg_map']) and again['seg_fields'] == ['gt_seg_map']
 
 
-def test_processes_of_a_machine_share_the_free_memory(monkeypatch):
-    whole = budget()
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with 64 GiB free, and a function that makes files on it; nothing of the real one counts."""
+    for name in ('LOCAL_WORLD_SIZE', 'SD_RUNS_SIDE_BY_SIDE', 'SLURM_MEM_PER_NODE'):
+        monkeypatch.delenv(name, raising=False)
+
+    def write(files):
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path
+
+    write({'proc/meminfo': f'MemFree: 1 kB\nMemAvailable: {64 * 2**20} kB\n'})
+    return write
+
+
+GIB = 2**30
+USED = 5 * GIB
+_V1 = ('memory.limit_in_bytes', 'memory.usage_in_bytes')
+
+
+def limited(folder, limit, version):
+    """The files of a cgroup that has used 5 GiB, 1 GiB of them cached files."""
+    names = ('memory.max', 'memory.current') if version == 2 else _V1
+    cached = 'inactive_file' if version == 2 else 'total_inactive_file'
+    stat = f'anon 7\n{cached} {GIB}\n'
+    texts = (f'{limit}\n', f'{USED}\n', stat)
+    return {f'{folder}/{name}': text for name, text in zip((*names, 'memory.stat'), texts, strict=True)}
+
+
+def test_processes_and_runs_of_a_machine_share_a_quarter_of_its_free_memory(machine, monkeypatch):
+    root = machine({})
+    assert budget(root=root) == 16 * GIB
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
-    assert 0 < budget() == pytest.approx(whole / 4, rel=0.2)
+    assert budget(root=root) == 4 * GIB
+    monkeypatch.setenv('SD_RUNS_SIDE_BY_SIDE', '2')
+    assert budget(root=root) == 2 * GIB
+
+
+def test_what_slurm_has_given_the_job_counts(machine, monkeypatch):
+    root = machine({})
+    monkeypatch.setenv('SLURM_MEM_PER_NODE', str(8 * 1024))
+    assert budget(root=root) == 2 * GIB
+    monkeypatch.setenv('SLURM_MEM_PER_NODE', '0')
+    assert budget(root=root) == 16 * GIB
+
+
+@pytest.mark.parametrize(
+    ('line', 'folder', 'version'),
+    [
+        ('0::/system.slice/job_7/step_0', 'sys/fs/cgroup/system.slice/job_7/step_0', 2),
+        ('0::/system.slice/job_7/step_0', 'sys/fs/cgroup/system.slice/job_7', 2),
+        ('0::/', 'sys/fs/cgroup', 2),
+        ('4:cpu,memory:/slurm/job_7', 'sys/fs/cgroup/memory/slurm/job_7', 1),
+        ('4:cpu,memory:/slurm/job_7', 'sys/fs/cgroup/memory/slurm', 1),
+        # As in a container that has its own at the top, under the name it has outside.
+        ('4:memory:/docker/0123', 'sys/fs/cgroup/memory', 1),
+    ],
+)
+def test_limits_of_cgroups_count_wherever_they_are_set(machine, line, folder, version):
+    root = machine({'proc/self/cgroup': f'2:cpuacct:/\n{line}\n'})
+    assert budget(root=root) == 16 * GIB
+    machine(limited(folder, 12 * GIB, version))
+    assert budget(root=root) == 2 * GIB, '12 - (5 - 1) GiB are left'
+
+
+def test_a_cgroup_without_limit_limits_nothing(machine):
+    root = machine({'proc/self/cgroup': '0::/a/b\n', **limited('sys/fs/cgroup/a/b', 'max', 2)})
+    assert budget(root=root) == 16 * GIB
+    machine(limited('sys/fs/cgroup/a', 6 * GIB, 2))
+    assert budget(root=root) == GIB // 2

@@ -1,3 +1,4 @@
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -250,6 +251,26 @@ def test_report_of_a_checkpoint_alone_has_no_empty_sections(tmp_path):
         assert absent not in text
 
 
+def test_report_says_what_its_numbers_are(table5, tmp_path):
+    panels = (Panel('truth', Image.new('RGB', (8, 8)), 'truth: dog'),)
+    samples = {'det': [Sample('000001', panels, 'F1: BL 0.50, SD 1.00')]}
+    recall = {'BL': {'dog': np.linspace(1, 0, 101)}}
+    text = write_report(table5, tmp_path / 'report.html', samples=samples, recall=recall).read_text()
+    # Table and class charts have the 11-point AP; F1 counts more boxes than are drawn, and fewer true ones.
+    assert "the areas below are the classes' area AP." in text
+    text = ' '.join(html.unescape(text).split())
+    assert "with each image's F1 of all boxes with a score of 0.3 or more, the mean over" in text
+    assert 'at most 8 of an image; difficult objects, which do not count, are dashed' in text
+
+
+def test_report_of_probes_alone_does_not_speak_of_fine_tuning(tmp_path):
+    results = [result(name, 'probe', 0, {'mAP_linear': 0.5}, {}) for name in ('BL', 'SD')]
+    costs = [dict(name='BL', task='probe', runs=1, seconds=1.0, gpu_hours=0.0, memory_mib=None)]
+    table5 = build_table5(results, data='real', stages=[])
+    text = write_report(table5, tmp_path / 'report.html', costs=costs).read_text()
+    assert 'BL, SD, tried on the same tasks' in text and 'ine-tun' not in text
+
+
 def test_report_has_no_papers_row_beside_another_setting_on_real_data(tmp_path):
     results = [result('BL', 'seg', 0, {'mIoU': 0.5}, {})]
     text = write_report(build_table5(results, data='real', stages=[]), tmp_path / 'real.html').read_text()
@@ -292,6 +313,16 @@ def test_small_images_grow_and_boxes_lie_where_the_objects_are():
     rows, columns = painted[:, 0], painted[:, 1]
     # The outline begins one pixel inside the box of three times the size; the label stands within it.
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (151, 299, 121, 359)
+
+
+def test_difficult_objects_are_dashed_and_say_so():
+    one = Detection('dog', (10, 20, 150, 120), difficult=True)
+    assert str(one) == 'dog (difficult)'
+    picture = np.asarray(draw_boxes(Image.new('RGB', (160, 128)), [one]))
+    # The lower edge, below the label: 8 of 16 pixels from the corner on.
+    edge = picture[3 * 120 - 2, 31:449].sum(1) > 0
+    assert edge[:8].all() and not edge[9:15].any() and edge[16:24].all()
+    assert 0.45 < edge.mean() < 0.6
 
 
 def test_large_images_shrink():

@@ -59,6 +59,15 @@ def test_detections_are_drawn_beside_the_truth(tiny_voc, tmp_path):
     assert [one.panels[0].text for one in samples] == ['truth: chair, cow', 'truth: diningtable, dog']
 
 
+def test_difficult_objects_are_marked_in_the_truth(write_tiny_voc, tmp_path):
+    data_root = write_tiny_voc(tmp_path / 'data')
+    run = finished_run(tmp_path / 'run', 'det', data_root)
+    path = data_root / 'VOCdevkit/VOC2007/Annotations/000005.xml'
+    path.write_text(path.read_text().replace('<difficult>0', '<difficult>1', 1))
+    (sample,) = detection_samples({'BL': run}, count=1)
+    assert sample.panels[0].text == 'truth: chair (difficult), cow'
+
+
 def test_masks_are_drawn_beside_the_truth(tiny_voc, tmp_path):
     run = finished_run(tmp_path / 'run', 'seg', tiny_voc)
     (sample,) = segmentation_samples({'BL': run}, count=1)

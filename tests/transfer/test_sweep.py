@@ -12,8 +12,8 @@ import pytest
 
 from sd_pretrain.cli import InputError, RunFailedError
 from sd_pretrain.process import Job, is_locked, start, stop
-from transfer import status
-from transfer.slurm import slurm_parameters
+from transfer import slurm, status
+from transfer.slurm import run_slurm, slurm_parameters
 from transfer.sweep import SweepRun, run_local
 
 REPO = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ RUN = """
 import json, os, pathlib, sys, time
 here = pathlib.Path(sys.argv[1])
 with (here / 'starts').open('a') as file:
-    file.write(os.environ.get('PLACE', '-') + '\\n')
+    file.write(os.environ.get('PLACE', '-') + os.environ['SD_RUNS_SIDE_BY_SIDE'] + '\\n')
 print('running', flush=True)
 exec(sys.argv[2])
 (here / 'result.json').write_text(json.dumps({'seconds': 2.0}))
@@ -49,7 +49,7 @@ def test_every_run_has_a_place_to_itself(tmp_path, capsys):
     lone = f'lock = {lock}; lock.mkdir(); time.sleep(1); lock.rmdir()'
     runs = [a_run(tmp_path / 'det_x', name, lone) for name in 'ABC']
     run_local('three', runs, tmp_path / 'det_x', [{'PLACE': 'one'}, {'PLACE': 'two'}])
-    assert sorted(starts(run)[0] for run in runs[:2]) == ['one', 'two']
+    assert sorted(starts(run)[0] for run in runs[:2]) == ['one2', 'two2']
     assert len(starts(runs[2])) == 1
     said = capsys.readouterr().out
     assert said.startswith('three\n') and all(f'{name} seed 0: done in 2 s' in said for name in 'ABC')
@@ -185,3 +185,63 @@ def test_what_slurm_is_asked_for():
     ):
         with pytest.raises(InputError, match=message):
             slurm_parameters(wrong, 1)
+
+
+@pytest.fixture
+def answers(tmp_path, monkeypatch):
+    """Put a squeue into the path that gives these answers in turn; it fails where the answer is ``None``."""
+
+    def answer(*texts):
+        folder = tmp_path / 'answers'
+        folder.mkdir()
+        for index, text in enumerate(texts, 1):
+            if text is not None:
+                (folder / str(index)).write_text(text)
+        program = tmp_path / 'bin' / 'squeue'
+        program.parent.mkdir()
+        program.write_text(
+            f'#!/bin/sh\ncd {folder}\necho >> calls\nthis=$(wc -l < calls)\n'
+            'if [ -f $this ]; then exec sh $this; fi\necho Socket timed out >&2; exit 1\n'
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv('PATH', f'{program.parent}:{os.environ["PATH"]}')
+
+    return answer
+
+
+def test_a_queue_that_is_not_seen_for_some_minutes_is_the_one_last_seen(answers, monkeypatch):
+    answers(None, 'echo "7_0|RUNNING|None"', None, 'echo "7_0|PENDING|Resources"', None)
+    queue = status.SlurmQueue()
+    with pytest.raises(InputError, match=r'Slurm does not answer \(squeue: Socket timed out\)'):
+        queue()
+    assert queue() == queue() == {'7_0': ('RUNNING', 'None')}
+    assert queue() == {'7_0': ('PENDING', 'Resources')}
+    monkeypatch.setattr(status, '_PATIENCE_SECONDS', -1.0)
+    with pytest.raises(InputError, match=r'Socket timed out.* the jobs stay in the queue: the same command'):
+        queue()
+
+
+def slurm_sweep(tmp_path, monkeypatch, grace):
+    """Run one job of number 7_0; the seconds of grace are for a job that has left the queue."""
+    monkeypatch.setattr(slurm, '_POLL_SECONDS', 0.2)
+    monkeypatch.setattr(slurm, '_GRACE_SECONDS', grace)
+    monkeypatch.setattr(slurm, 'submit', lambda *_: ['7_0'])
+    run = a_run(tmp_path / 'det_x', 'A')
+    run.work_dir.mkdir(parents=True)
+    run_slurm('one', [run], tmp_path / 'det_x', {}, None)
+
+
+def test_a_squeue_that_fails_does_not_end_the_sweep(answers, tmp_path, monkeypatch, capsys):
+    done = f'echo "{{}}" > {tmp_path}/det_x/A/seed0/result.json'
+    # Fails right after the submission too, when no queue has been seen with the job in it.
+    answers('true', None, 'echo "7_0|RUNNING|None"', None, None, done)
+    slurm_sweep(tmp_path, monkeypatch, grace=0.0)
+    assert 'A seed 0: done' in capsys.readouterr().out
+
+
+def test_a_job_that_slurm_queues_again_and_again_has_grace_each_time(answers, tmp_path, monkeypatch, capsys):
+    running, away = 'echo "7_0|RUNNING|None"', 'true'
+    done = f'echo "{{}}" > {tmp_path}/det_x/A/seed0/result.json'
+    answers('true', running, away, *8 * [running], away, done)
+    slurm_sweep(tmp_path, monkeypatch, grace=1.2)
+    assert 'A seed 0: done' in capsys.readouterr().out

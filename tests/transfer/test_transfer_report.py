@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sd_pretrain.cli import InputError
-from transfer.transfer_report import costs, report_transfer
+from transfer.transfer_report import costs, draw_samples, note_transfer, report_transfer
 
 REPO = Path(__file__).parents[2]
 
@@ -42,14 +42,18 @@ def results():
     ]
 
 
+def report(work_dir, results, *noted):
+    content = note_transfer(work_dir, results, *noted)
+    report_transfer(work_dir, results, content)
+    return content
+
+
 def test_commands_and_curves_stay_over_later_calls(results, tmp_path):
     log = tmp_path / 'pretrain' / '20260101_000000' / 'vis_data' / 'scalars.json'
     log.parent.mkdir(parents=True)
     log.write_text('{"lr": 0.1, "loss": 2.5, "epoch": 1, "iter": 1, "step": 1}\n')
-    report_transfer(tmp_path, results, ['tools/transfer.sh probe voc07'], {'BL': tmp_path / 'pretrain'})
-    content = report_transfer(
-        tmp_path, results, ['tools/transfer.sh seg voc12', 'tools/transfer.sh probe voc07']
-    )
+    report(tmp_path, results, ['tools/transfer.sh probe voc07'], {'BL': tmp_path / 'pretrain'})
+    content = report(tmp_path, results, ['tools/transfer.sh seg voc12', 'tools/transfer.sh probe voc07'])
     noted = json.loads((tmp_path / 'transfer.json').read_text())
     assert noted['commands'] == ['tools/transfer.sh probe voc07', 'tools/transfer.sh seg voc12']
     assert noted['curves'] == {'BL': str(tmp_path / 'pretrain')}
@@ -57,12 +61,77 @@ def test_commands_and_curves_stay_over_later_calls(results, tmp_path):
     page = (tmp_path / 'report.html').read_text()
     assert all(f'<code>{command}</code>' in page for command in noted['commands'])
     assert 'Training loss' in page and 'SD, linear probe: better in' in page
+    assert (
+        page.index('SD better') < page.index('All of it is about these checkpoints') < page.index('<table>')
+    )
     assert 'segmentation:' not in page
     assert 'svm-knn_r18-frozen_voc07.py, config sha256 0123456789abcdef, image lists fedcba' in page
     assert 'seeds 0, 1, 2' in page
     (tmp_path / 'transfer.json').write_text('{"comm')
     with pytest.raises(InputError, match=r'transfer\.json does not parse'):
-        report_transfer(tmp_path, results, [])
+        report(tmp_path, results, [])
+
+
+def test_a_pretraining_without_its_log_has_no_curves(results, tmp_path):
+    log = tmp_path / 'BL' / '20260101_000000' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('{"lr": 0.1, "loss": 2.5, "epoch": 1, "iter": 1, "step": 1}\n')
+    copied = tmp_path / 'SD'
+    copied.mkdir()
+    (copied / 'snapshot_2.pth').write_bytes(b'')
+    for named in ({'BL': log.parents[2], 'SD': copied}, {}):
+        report(tmp_path, results, [], named)
+        page = (tmp_path / 'report.html').read_text()
+        assert 'Training loss' in page and 'At the end BL: loss 2.500.' in page
+
+
+def finished(work_dir, name, **more):
+    """A finished detection whose last checkpoint was deleted, and with it the chance of pictures."""
+    run = work_dir / 'det_voc07' / name / 'seed0'
+    run.mkdir(parents=True)
+    (run / 'x.py').write_text('')
+    metrics = {'mAP_11point': 0.7, 'mAP_area': 0.7}
+    result = probe(name, 0, (0.5, 0.5), task='det', config='configs/det/x.py', checkpoint='epoch_10.pth')
+    result |= {'metrics': metrics, **more}
+    (run / 'result.json').write_text(json.dumps(result))
+    return result | {'work_dir': str(run)}
+
+
+def test_without_checkpoints_the_report_says_why_it_has_no_pictures(tmp_path):
+    results = [finished(tmp_path, name) for name in ('BL', 'SD')]
+    report(tmp_path, results, [])
+    page = (tmp_path / 'report.html').read_text()
+    assert f'There are no pictures: {tmp_path}/det_voc07/BL/seed0 lacks epoch_10.pth.' in page
+    assert 'delete' not in page and 'Boxes are shown' not in page and 'href="#samples"' in page
+
+
+def test_pictures_whose_images_were_moved_are_explained(write_tiny_voc, tmp_path):
+    root = write_tiny_voc(tmp_path / 'data')
+    runs = [finished(tmp_path, name) for name in ('BL', 'SD')]
+    for one in runs:
+        test = {'data_root': str(root / 'VOCdevkit/VOC2007'), 'ann_file': 'ImageSets/Main/test.txt'}
+        Path(one['work_dir'], 'x.py').write_text(f'test_dataloader = dict(dataset={test})\n')
+        Path(one['work_dir'], 'epoch_10.pth').write_bytes(b'')
+    (root / 'VOCdevkit').rename(root / 'elsewhere')
+    said = draw_samples(runs)
+    assert said['det'].startswith('There are no pictures: [Errno 2]') and 'test.txt' in said['det']
+
+
+def test_the_verdicts_are_printed_before_anything_is_drawn(results, tmp_path, monkeypatch, capsys):
+    from tools import run_transfer
+    from transfer import runner, table, transfer_report
+
+    def draw(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, 'run_transfer', lambda *_: results)
+    monkeypatch.setattr(table, 'collect', lambda *_, **__: results)
+    monkeypatch.setattr(transfer_report, 'draw_samples', draw)
+    with pytest.raises(KeyboardInterrupt):
+        run_transfer.main(['probe', 'voc07', 'BL=none', 'SD=none', '--work-dir', str(tmp_path)])
+    said = capsys.readouterr().out
+    assert 'SD better' in said and 'backbone' in said
+    assert (tmp_path / 'transfer.json').is_file()
 
 
 def test_a_baseline_that_is_not_there_is_refused(tmp_path):
