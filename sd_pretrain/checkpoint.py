@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f'no checkpoint {path}: give the path of an epoch_N.pth or snapshot_k.pth')
-    content = load_checkpoint(path, mmap=zipfile.is_zipfile(path))
+    content = load_checkpoint(path, mmap=True)
     if not isinstance(content.get('state_dict'), dict):
         raise InputError(f"{path} is no checkpoint of this project: it has no 'state_dict'")
     return content

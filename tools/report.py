@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sd_pretrain.cli import InputError, run_main
+from sd_pretrain.cli import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,9 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     from transfer.transfer_report import note_transfer, report_transfer
 
     results = table.collect(args.work_dir, first=[args.baseline or 'BL'])
-    if args.baseline and all(one['name'] != args.baseline for one in results):
-        names = ', '.join(dict.fromkeys(one['name'] for one in results))
-        raise InputError(f'no results of the baseline {args.baseline!r}; there are {names}')
+    table.rows(results, args.baseline)  # refuses one that is not there
     report_transfer(args.work_dir, results, note_transfer(args.work_dir, results, []))
     print(args.work_dir / 'report.html')
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -38,9 +37,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: not loadable, or not a converted file.
     """
-    with Path(path).open('rb') if Path(path).is_file() else io.BytesIO() as file:
-        zipped = file.read(2) == b'PK'
-    meta = load_checkpoint(path, mmap=zipped).get('meta')
+    meta = load_checkpoint(path, mmap=True).get('meta')
     if not is_published(meta):
         raise InputError(f'{path} is no converted backbone: make one with tools/convert_checkpoint.py')
     return meta

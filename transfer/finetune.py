@@ -70,7 +70,7 @@ class FinetuneRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Prepare the model, and wrap it for several processes."""
         if self.cfg.get('batched_heads'):
-            from transfer.det_batched import batch_detector
+            from transfer.batch_detector import batch_detector
 
             self.logger.info(f'for whole batches: {", ".join(batch_detector(model)) or "nothing"}')
         return super().wrap_model(model_wrapper_cfg, prepare_model(model))

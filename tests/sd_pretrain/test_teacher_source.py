@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cifar_common import write_cifar
+from cifar_common import CONFIGS, EPOCHS, SHORT, checkpoint, same_weights, tiny_training, write_cifar
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import MODELS
 
 from sd_pretrain.cifar import Cifar100, CropFlipBatchSampler
-from sd_pretrain.classifier import TimmClassifier
 from sd_pretrain.cli import InputError
 from sd_pretrain.losses import sd_loss
 from sd_pretrain.prepare import load_config
@@ -24,17 +23,6 @@ from sd_pretrain.teacher import FrozenTeacher
 from sd_pretrain.teacher_source import identified, load_teacher, teacher_spec, weights_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / 'configs' / 'cifar100'
-EPOCHS = 3
-SHORT = [
-    'model.num_classes=4',
-    'total_batch_size=8',
-    f'custom_hooks.0.ends=[{EPOCHS}]',
-    f'train_cfg.max_epochs={EPOCHS}',
-    f'param_scheduler.0.periods=[{EPOCHS}]',
-    'default_hooks.logger.interval=1',
-    'default_hooks.checkpoint.max_keep_ckpts=-1',
-]
 
 
 def lesson(checkpoint, from_epoch=1):
@@ -53,14 +41,7 @@ def cifar(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def train(run_tool, cifar):
-    """``train(work_dir, *options, config=..., resume=...)`` gives the exit code of tools/train.py."""
-
-    def run(work_dir, *options, config='bl_resnet20.py', resume=None):
-        places = ['--work-dir', work_dir, '--data-root', cifar.parent]
-        places += ['--resume', resume] if resume else []
-        return run_tool('train.py', CONFIGS / config, *places, '--cfg-options', *SHORT, *options)
-
-    return run
+    return tiny_training(run_tool, cifar)
 
 
 @pytest.fixture(scope='module')
@@ -79,10 +60,6 @@ def taught(train, teacher, tmp_path_factory):
     return work_dir
 
 
-def checkpoint(work_dir, epoch):
-    return torch.load(work_dir / f'epoch_{epoch}.pth', weights_only=False)
-
-
 def losses(work_dir):
     lines = [
         json.loads(line)
@@ -90,10 +67,6 @@ def losses(work_dir):
         for line in path.read_text().splitlines()
     ]
     return [(line['loss_ce'], line.get('loss_kl')) for line in lines if 'loss' in line]
-
-
-def same_weights(one, other):
-    return all(torch.equal(value, other['state_dict'][key]) for key, value in one['state_dict'].items())
 
 
 def first_batch(cifar, student, epoch):
@@ -270,42 +243,6 @@ def test_a_label_refinery_never_sees_the_labels(train, teacher, tmp_path):
     option = f'custom_hooks.0.teacher.checkpoint={teacher / "snapshot_1.pth"}'
     assert train(tmp_path, option, config='refinery_resnet20.py') == 0
     assert all(ce == 0 and kl > 0 for ce, kl in losses(tmp_path))
-
-
-def test_a_fork_with_another_seed_shares_the_weights_and_nothing_after(train, tmp_path):
-    assert train(tmp_path / 'main') == 0
-    main = tmp_path / 'main' / 'epoch_1.pth'
-    assert train(tmp_path / 'same', 'fork=True', resume=main) == 0
-    assert train(tmp_path / 'other', 'fork=True', 'randomness.seed=9', resume=main) == 0
-    assert same_weights(checkpoint(tmp_path / 'main', EPOCHS), checkpoint(tmp_path / 'same', EPOCHS))
-    assert not same_weights(checkpoint(tmp_path / 'main', 2), checkpoint(tmp_path / 'other', 2))
-    assert checkpoint(tmp_path / 'other', 2)['meta']['seed'] == 9
-    # Broken off and resumed, the fork keeps its own randomness.
-    again = tmp_path / 'other' / 'epoch_2.pth'
-    assert train(tmp_path / 'again', 'fork=True', 'randomness.seed=9', resume=again) == 0
-    assert same_weights(checkpoint(tmp_path / 'other', EPOCHS), checkpoint(tmp_path / 'again', EPOCHS))
-
-
-def test_a_fork_is_not_forked_again(train, tmp_path, capfd):
-    assert train(tmp_path / 'main') == 0
-    seed = ['fork=True', 'randomness.seed=9']
-    assert train(tmp_path / 'other', *seed, resume=tmp_path / 'main' / 'epoch_1.pth') == 0
-    late = tmp_path / 'other' / 'epoch_2.pth'
-    assert train(tmp_path / 'third', 'fork=True', 'randomness.seed=10', resume=late) == 2
-    assert 'randomness.seed was 9, now 10' in capfd.readouterr().err
-
-
-def test_one_init_seed_gives_one_start_whatever_the_run_draws():
-    def start(run_seed, init_seed):
-        torch.manual_seed(run_seed)
-        model = TimmClassifier('cifar_resnet20', num_classes=4, init_seed=init_seed)
-        return model.network.conv1.weight, torch.rand(1)
-
-    (first, after_first), (second, after_second) = start(1, 7), start(2, 7)
-    assert torch.equal(first, second)
-    assert not torch.equal(after_first, after_second)
-    assert not torch.equal(first, start(1, 8)[0])
-    assert not torch.equal(start(1, None)[0], start(2, None)[0])
 
 
 SPY = """

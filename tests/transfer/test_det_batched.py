@@ -24,6 +24,7 @@ from mmdet.structures import DetDataSample  # noqa: E402
 from mmdet.structures.bbox import bbox_overlaps  # noqa: E402
 
 from transfer import det_assign, det_batched, det_boxes  # noqa: E402
+from transfer.batch_detector import batch_detector  # noqa: E402
 from transfer.speed import prepare_model  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def both(config=DEMO, **options):
     with torch.no_grad():  # few equal scores: their order is nobody's
         stock.rpn_head.rpn_cls.weight.mul_(60)
     ours = copy.deepcopy(stock)
-    assert det_batched.batch_detector(ours) == PARTS
+    assert batch_detector(ours) == PARTS
     assert stock.state_dict().keys() == ours.state_dict().keys()
     return stock, ours
 
@@ -319,7 +320,7 @@ def test_a_part_with_unknown_settings_stays_mmdets(part, options):
     cfg = Config.fromfile(REPO / DEMO)
     cfg.merge_from_dict({f'model.{key}': value for key, value in options.items()})
     model = MODELS.build(cfg.model)
-    assert det_batched.batch_detector(model) == [one for one in PARTS if one != part]
+    assert batch_detector(model) == [one for one in PARTS if one != part]
     assert type(getattr(model, part)).__module__.startswith('mmdet.')
 
 
