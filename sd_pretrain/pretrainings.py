@@ -13,6 +13,7 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.jobs import run_jobs
 from sd_pretrain.launch import places
 from sd_pretrain.process import Job
+from sd_pretrain.shared_gpu import sharing
 from sd_pretrain.work_dir import LAST
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +83,8 @@ def run_pretrainings(
         else:
             argv = [sys.executable, str(_ROOT / 'tools' / 'train.py'), run.config, *arguments]
         jobs.append(Job(run.name, argv, run.work_dir / 'stdout.log', _packages()))
-    run_jobs(title, jobs, places(parallel, gpus))
+    with sharing(places(parallel, gpus)[: len(jobs)]) as given:
+        run_jobs(title, jobs, given)
 
 
 def fork(source: Path, target: Path) -> None:

@@ -182,7 +182,7 @@ def _task_sections(
         'ours, bfloat16': dict(ours=True, amp=True),
     }
     if task == 'det':
-        cases['ours, bfloat16, batched_heads'] = dict(ours=True, amp=True, batched_heads=True)
+        cases['ours, bfloat16, heads image by image'] = dict(ours=True, amp=True, batched_heads=False)
     if args.device == 'cuda':
         # mmengine's mixed precision does not exist on a CPU.
         cases['stock, AMP'] = dict(amp=True)
@@ -243,7 +243,7 @@ class _Run:
         batch: int | None,
         ours: bool = False,
         amp: bool = False,
-        batched_heads: bool = False,
+        batched_heads: bool = True,
     ):
         from mmengine.runner import Runner
 

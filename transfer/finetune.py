@@ -69,7 +69,7 @@ class FinetuneRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Prepare the model, and wrap it for several processes."""
-        if self.cfg.get('batched_heads'):
+        if self.cfg.get('task') == 'det' and self.cfg.get('batched_heads', True):
             from transfer.batch_detector import batch_detector
 
             self.logger.info(f'for whole batches: {", ".join(batch_detector(model)) or "nothing"}')

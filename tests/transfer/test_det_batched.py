@@ -324,13 +324,15 @@ def test_a_part_with_unknown_settings_stays_mmdets(part, options):
     assert type(getattr(model, part)).__module__.startswith('mmdet.')
 
 
-def test_fine_tuning_does_it_when_told_to(tiny_voc, tmp_path):
+@pytest.mark.parametrize('asked, parts', [([], PARTS), (['batched_heads=False'], None)])
+def test_fine_tuning_does_it_unless_told_not_to(asked, parts, tiny_voc, tmp_path):
     work_dir = tmp_path / 'work'
     command = [str(REPO / DEMO), '--backbone', 'none', '--work-dir', str(work_dir)]
-    options = ['batched_heads=True', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
+    options = [*asked, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
     finetune.finetune(
         finetune.parse_args([*command, '--data-root', str(tiny_voc), '--cfg-options', *options])
     )
     assert json.loads((work_dir / 'result.json').read_text())['metrics']
     (log,) = work_dir.glob('*/*.log')
-    assert f'for whole batches: {", ".join(PARTS)}' in log.read_text()
+    said = [line.split(': ')[-1] for line in log.read_text().splitlines() if 'for whole batches' in line]
+    assert said == ([', '.join(parts)] if parts else [])
