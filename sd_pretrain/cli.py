@@ -41,6 +41,24 @@ class Options(DictAction):
             raise InputError(f'--cfg-options {given}: KEY=VALUE is needed, brackets closed') from None
 
 
+def read_config(
+    path: str | Path, options: dict[str, Any] | None = None, import_custom_modules: bool = True
+) -> Config:
+    """Read a config, and let ``--cfg-options`` change it.
+
+    Raises:
+        InputError: no such file, or it does not parse.
+    """
+    if not Path(path).is_file():
+        raise InputError(f'no config {path}: see configs/README.md for those there are')
+    try:
+        cfg = Config.fromfile(path, import_custom_modules=import_custom_modules)
+        cfg.merge_from_dict(options or {})
+    except Exception as error:  # a config is a program: it can fail in any way
+        raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+    return cfg
+
+
 # What ``--compile`` says to a config.
 COMPILE = 'model.compile=True'
 

@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.schedule import snapshot_hooks
 
 _TOP1 = 'accuracy/top1'
 _LOGS = '*/vis_data/scalars.json'
@@ -120,7 +121,6 @@ def snapshot_epochs(work_dir: str | Path) -> list[int]:
             cfg = Config.fromfile(path, import_custom_modules=False)
         except Exception:
             continue  # any Python file may lie there, and the marks are only decoration
-        for hook in cfg.get('custom_hooks') or ():
-            if 'ends' in hook and 'Snapshot' in str(hook.get('type')):
-                return [int(end) for end in hook['ends']]
+        for hook in snapshot_hooks(cfg):
+            return [int(end) for end in hook.get('ends') or []]
     return []

@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from sd_pretrain.chance import derive_seed
 from sd_pretrain.cli import InputError
 from sd_pretrain.losses import sd_loss
-from sd_pretrain.teacher_source import HOOK as _HOOK
+from sd_pretrain.schedule import HOOK, snapshot_hooks
 from sd_pretrain.teacher_source import identified
 
 SETTINGS_KEY = 'run_settings'
@@ -85,7 +85,7 @@ def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
         cfg: the config, the batch of one process set.
         processes: number of processes that train.
     """
-    hook = next(dict(hook) for hook in cfg.custom_hooks if hook['type'] == _HOOK)
+    hook = dict(snapshot_hooks(cfg)[0])
     if hook.setdefault('distill', True):
         defaults = inspect.signature(sd_loss).parameters.values()
         hook = {item.name: item.default for item in defaults if item.default is not item.empty} | hook
@@ -108,7 +108,7 @@ def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
             settings[f'model.{key}'] = cfg.model[key]
     if cfg.get('fork'):
         settings[_FORK] = True
-    settings |= {f'{_HOOK}.{key}': hook[key] for key in hook if key not in ('type', 'priority')}
+    settings |= {f'{HOOK}.{key}': hook[key] for key in hook if key not in ('type', 'priority')}
     schedulers = cfg.get('param_scheduler') or []
     for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
         name = scheduler['type']
@@ -119,9 +119,9 @@ def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
 
 def _taught_from(settings: dict[str, Any]) -> float:
     """Number of epochs before a run's first teacher."""
-    if not settings[f'{_HOOK}.distill']:
+    if not settings[f'{HOOK}.distill']:
         return math.inf
-    return settings.get(f'{_HOOK}.teacher.from_epoch', settings[f'{_HOOK}.ends'][0])
+    return settings.get(f'{HOOK}.teacher.from_epoch', settings[f'{HOOK}.ends'][0])
 
 
 def check_settings(
@@ -147,7 +147,7 @@ def check_settings(
     free = {_FORK}
     untaught = min(_taught_from(now), _taught_from(before))
     if fork and not before.get(_FORK) and content['meta']['epoch'] <= untaught:
-        free |= {key for key in now.keys() | before.keys() if key.startswith(_HOOK)} - {f'{_HOOK}.ends'}
+        free |= {key for key in now.keys() | before.keys() if key.startswith(HOOK)} - {f'{HOOK}.ends'}
         free.add('randomness.seed')
     now, before = (
         {key: value for key, value in settings.items() if key not in free} for settings in (now, before)

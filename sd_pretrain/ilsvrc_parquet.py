@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.work_dir import whole
 
 _SHARD = re.compile(r'(?P<split>[a-z]+)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?\.parquet')
 _SPLITS = {'train': ('train',), 'val': ('validation', 'val')}
@@ -174,9 +175,8 @@ def unpack(root: str | Path, split: str, out: str | Path) -> int:
                 content = samples.read(index)
             except (OSError, ValueError) as error:
                 raise InputError(f'cannot read image {samples.where(index)}: {error}') from None
-            part = path.with_name(path.name + '.part')
-            part.write_bytes(content)
-            part.replace(path)
+            with whole(path) as part:
+                part.write_bytes(content)
     return len(samples.labels)
 
 

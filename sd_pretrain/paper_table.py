@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from sd_pretrain.cli import COMPILE
 from sd_pretrain.experiments import Algorithm
+from sd_pretrain.work_dir import whole
 
 SCHEMA = 1
 NONE = '—'
@@ -234,7 +234,6 @@ def write_table(
     title = f'# Table {layout.number}: {table["data"]}\n\n'
     texts = json.dumps(table, indent=2, ensure_ascii=False) + '\n', title + markdown(layout, table, notes)
     for path, text in zip(paths, texts, strict=True):
-        part = path.with_suffix(f'{path.suffix}.part')
-        part.write_text(text)
-        os.replace(part, path)
+        with whole(path) as part:
+            part.write_text(text)
     return paths

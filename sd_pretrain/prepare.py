@@ -11,11 +11,11 @@ from mmengine.registry import MODELS
 
 from sd_pretrain.checkpoint import check_fits, check_optimizer, read_checkpoint
 from sd_pretrain.cifar_files import ensure_cifar100
-from sd_pretrain.cli import InputError, set_data_root, split_total_batch
+from sd_pretrain.cli import InputError, read_config, set_data_root, split_total_batch
 from sd_pretrain.exact_resume import check_settings, run_settings
 from sd_pretrain.imagenet import check_imagenet
 from sd_pretrain.launch import cpu_share
-from sd_pretrain.schedule import check_ends, check_periods, teacher_iteration
+from sd_pretrain.schedule import HOOK, check_ends, check_periods, snapshot_hooks, teacher_iteration
 from sd_pretrain.snapshot_hook import TEACHER_KEY, check_loss_args, check_teacher
 from sd_pretrain.teacher import check_teacher_options
 from sd_pretrain.vis_backends import check_vis_backends
@@ -48,13 +48,7 @@ def load_config(
         InputError: no such file, it does not parse, or it logs to what is not installed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f'no config {path}: see configs/ for those there are')
-    try:
-        cfg = Config.fromfile(path)
-        cfg.merge_from_dict(options or {})
-    except Exception as error:
-        raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+    cfg = read_config(path, options)
     if 'train_dataloader.batch_size' in (options or {}) and 'total_batch_size' in cfg:
         raise InputError(
             'train_dataloader.batch_size follows from total_batch_size and the number of processes; '
@@ -134,10 +128,10 @@ def mini_generations(cfg: Config) -> dict[str, Any]:
     Raises:
         InputError: there is none, or its ends do not fill the run or do not fit the periods.
     """
-    hooks = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] == 'SnapshotDistillationHook']
+    hooks = snapshot_hooks(cfg)
     if len(hooks) != 1:
         raise InputError(
-            f'the config has {len(hooks)} SnapshotDistillationHook in custom_hooks; it takes one, '
+            f'the config has {len(hooks)} {HOOK} in custom_hooks; it takes one, '
             'also for BL (ends=[max_epochs], distill=False)'
         )
     ends = hooks[0].get('ends')

@@ -20,6 +20,7 @@ from sd_pretrain.cli import InputError, RunFailedError
 from sd_pretrain.ilsvrc_layouts import EXTENSIONS
 from sd_pretrain.launch import cpu_share
 from sd_pretrain.restart_markers import add_restart_markers, compile_coder
+from sd_pretrain.work_dir import whole
 
 REWRITTEN = 'rewritten with restart markers'
 COPIED = 'copied as they are (no baseline JPEG, or damaged)'
@@ -124,18 +125,15 @@ def _handle(name: str, source: str, target: str, verify: bool) -> tuple[str, int
     stat = old.stat()
     if new.exists() and abs(new.stat().st_mtime - stat.st_mtime) < _SAME_TIME_SECONDS:
         return THERE, stat.st_size, new.stat().st_size
-    new.parent.mkdir(parents=True, exist_ok=True)
-    part = new.with_name(new.name + '.part')
-    if name.lower().endswith(EXTENSIONS):
-        what, content = _convert(old.read_bytes(), verify)
-        part.write_bytes(content)
-    else:
-        what = OTHER
-        shutil.copyfile(old, part)
-    after = part.stat().st_size
-    os.utime(part, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    part.replace(new)
-    return what, stat.st_size, after
+    with whole(new) as part:
+        if name.lower().endswith(EXTENSIONS):
+            what, content = _convert(old.read_bytes(), verify)
+            part.write_bytes(content)
+        else:
+            what = OTHER
+            shutil.copyfile(old, part)
+        os.utime(part, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    return what, stat.st_size, new.stat().st_size
 
 
 def _convert(content: bytes, verify: bool) -> tuple[str, bytes]:

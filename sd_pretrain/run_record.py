@@ -15,7 +15,8 @@ from mmengine.runner import Runner
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.curves import read_curves
-from sd_pretrain.teacher_source import HOOK, identified
+from sd_pretrain.schedule import snapshot_hooks
+from sd_pretrain.teacher_source import identified
 
 RESULT = 'result.json'
 # Where a run happens, and how fast, does not change what it is.
@@ -108,8 +109,8 @@ def fingerprint(cfg: Config) -> str:
         return value
 
     settings = keep(cfg.to_dict())
-    for hook in settings.get('custom_hooks') or []:
-        if hook.get('type') == HOOK and hook.get('teacher') is not None:
+    for hook in snapshot_hooks(settings):
+        if hook.get('teacher') is not None:
             hook['teacher'] = identified(hook['teacher'])
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 from sd_pretrain.cli import InputError
+
+HOOK = 'SnapshotDistillationHook'
+
+
+def snapshot_hooks(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The hooks of a config that say where its mini-generations end; a pretraining's has one."""
+    return [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') == HOOK]
 
 
 def check_ends(ends: Sequence[int], length: int, unit: str = 'iterations') -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from sd_pretrain.losses import sd_loss
 from sd_pretrain.schedule import check_ends, check_scheduler, mini_generation, teacher_iteration
 from sd_pretrain.teacher import FrozenTeacher, check_teacher_options
 from sd_pretrain.teacher_source import load_teacher, teacher_spec
+from sd_pretrain.work_dir import whole
 
 TEACHER_KEY = 'snapshot_distillation_teacher'
 
@@ -157,9 +157,8 @@ class SnapshotDistillationHook(Hook):
             'iter': iteration,
         }
         path = Path(runner.work_dir) / f'snapshot_{k}.pth'
-        part = path.with_suffix('.part')
-        torch.save({'meta': meta, 'state_dict': state}, part)
-        os.replace(part, path)
+        with whole(path) as part:
+            torch.save({'meta': meta, 'state_dict': state}, part)
         runner.logger.info(f'Saved {path.name} at the end of mini-generation {k}.')
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import sd_pretrain.networks  # noqa: F401 - timm knows them from here on
 from sd_pretrain.checkpoint import read_checkpoint
 from sd_pretrain.cli import InputError
+from sd_pretrain.schedule import HOOK
 
-HOOK = 'SnapshotDistillationHook'
 _PREFIX = 'network.'
 _DEFAULTS = {'checkpoint': None, 'from_epoch': 0, 'network': None, 'network_args': None}
 

@@ -17,13 +17,24 @@ CLAIM = 'run.json'
 LAST = 'last_checkpoint'
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write a JSON file whole or not at all; its folder is made."""
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Have a file written whole or not at all, in place of the one that is there; its folder is made.
+
+    Yields:
+        Where to write: what lies there when the context ends well becomes ``path``.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.json.part')
-    part.write_text(json.dumps(content, indent=2) + '\n')
+    part = path.with_name(f'{path.name}.part')
+    yield part
     os.replace(part, path)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a JSON file whole or not at all; its folder is made."""
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + '\n')
 
 
 @contextmanager

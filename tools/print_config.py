@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from mmengine.config import Config
-
-from sd_pretrain.cli import InputError, Options, run_main
+from sd_pretrain.cli import Options, read_config, run_main
 
 
 def main() -> int:
@@ -22,14 +19,7 @@ def main() -> int:
         help='override settings of the config',
     )
     args = parser.parse_args()
-    if not Path(args.config).is_file():
-        raise InputError(f'no config {args.config}: see configs/ for those there are')
-    try:
-        cfg = Config.fromfile(args.config, import_custom_modules=False)
-        cfg.merge_from_dict(args.cfg_options or {})
-    except Exception as error:
-        raise InputError(f'config {args.config} cannot be read: {type(error).__name__}: {error}') from error
-    print(cfg.pretty_text)
+    print(read_config(args.config, args.cfg_options, import_custom_modules=False).pretty_text)
     return 0
 
 
