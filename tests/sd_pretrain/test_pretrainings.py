@@ -80,7 +80,8 @@ def test_runs_of_several_gpus_do_not_share_them(monkeypatch, tmp_path):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0,1,2,3')
     given = []
     monkeypatch.setattr('sd_pretrain.pretrainings.run_jobs', lambda title, jobs, places: given.extend(places))
-    run_pretrainings('two', [Pretraining('BL', 'bl.py', tmp_path)], gpus=2, parallel=2)
+    runs = [Pretraining(name, 'bl.py', tmp_path / name) for name in ('BL', 'SE')]
+    run_pretrainings('two', runs, gpus=2, parallel=2)
     assert [one['CUDA_VISIBLE_DEVICES'] for one in given] == ['0,1', '2,3']
 
 
