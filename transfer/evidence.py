@@ -190,7 +190,7 @@ class _ImageSample:
         self.results = results
         self.resamples = resamples
         self._counts: dict[int, np.ndarray] = {}
-        self._images: dict[str, tuple[str, tuple[str, ...]]] = {}
+        self._images: dict[tuple[str, str | None], tuple[str, tuple[str, ...]]] = {}
         self._values: dict[tuple[str, str], list[np.ndarray] | None] = {}
 
     def metric(self, name: str, metric: str) -> list[np.ndarray] | None:
@@ -232,7 +232,7 @@ class _ImageSample:
             stored = load_predictions(run['work_dir'], task) if run.get('work_dir') else None
             if stored is None:
                 return None
-            where, first = self._images.setdefault(task, (run['work_dir'], stored[1]))
+            where, first = self._images.setdefault((task, run.get('dataset')), (run['work_dir'], stored[1]))
             if first != stored[1]:
                 raise InputError(
                     f'{where} and {run["work_dir"]} were tested on different images ({len(first)} and '
