@@ -10,13 +10,17 @@ import sys
 from pathlib import Path
 
 from sd_pretrain.cli import InputError, parse_seeds, run_main
+from transfer.tasks import DATASETS, TASKS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog='tools/transfer.sh', description=__doc__)
     parser.add_argument('task', help='det, seg or probe (frozen features)')
-    parser.add_argument('dataset', help='voc07 or voc0712 (det), voc12 (seg), voc07 (probe)')
+    known = ', '.join(
+        f'{" or ".join(name for one, name in DATASETS if one == task)} ({task})' for task in TASKS
+    )
+    parser.add_argument('dataset', help=known)
     parser.add_argument(
         'checkpoints',
         nargs='*',

@@ -14,12 +14,9 @@ import numpy as np
 import torch
 
 from sd_pretrain.benchmark import Section, interleaved, ratio, spread
+from transfer.tasks import DATASETS, TABLE5
 
-_CONFIGS = {
-    'det': ('demo/faster-rcnn_r18-c4_demo-voc07', 'det/faster-rcnn_r{}-c4_8xb2_voc07'),
-    'seg': ('demo/deeplabv3_r18-d16_demo-voc12', 'seg/deeplabv3_r{}-d16-syncbn_8xb1_voc12aug'),
-}
-_ROOT = Path(__file__).resolve().parents[1] / 'configs'
+_ROOT = Path(__file__).resolve().parents[1]
 _EVALUATED = 16
 # Makes about as many of the 32 training images of the emoji world as VOC2007 has, 5,011.
 _REPEATED = 160
@@ -49,7 +46,7 @@ def measure(args: argparse.Namespace) -> Iterator[Section]:
     depth = args.depth or (101 if args.device == 'cuda' else None)
     with tempfile.TemporaryDirectory() as folder:
         data = _data(args, Path(folder), depth)
-        for task in ('det', 'seg'):
+        for task, _ in TABLE5:
             yield from _task_sections(args, task, depth, data, Path(folder))
 
 
@@ -253,8 +250,9 @@ class _Run:
         from transfer.run_record import load_config
         from transfer.speed import wait_less
 
-        demo, full = _CONFIGS[task]
-        cfg = load_config(_ROOT / f'{full.format(depth) if depth else demo}.py', amp=amp and ours)
+        papers = DATASETS[task, dict(TABLE5)[task]]
+        config = papers.config.format(depth=depth) if depth else papers.demo_config
+        cfg = load_config(_ROOT / config, amp=amp and ours)
         set_data_root(cfg, data)
         finetune.plain_bn(cfg.model)
         cfg.merge_from_dict({'work_dir': str(work_dir), 'log_level': 'ERROR', 'randomness': {'seed': 0}})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,24 +21,15 @@ from transfer.bootstrap import (
 from transfer.predictions import load_predictions
 from transfer.ranking import resampled_class_aps, resampled_class_map
 from transfer.statistics import LEVEL, Interval, Verdict, holm, seed_difference, verdict
-from transfer.table import METRICS, Row, rows
+from transfer.table import Row, rows
+from transfer.tasks import TASKS, all_metrics
 
-# The task whose runs have the metric, and its value in every resample of the test images.
-_RESAMPLED: dict[str, tuple[str, Callable[[Any, np.ndarray], np.ndarray]]] = {
-    'mAP_11point': ('det', partial(resampled_map, mode='11points')),
-    'mAP_area': ('det', partial(resampled_map, mode='area')),
-    'mAP_11point_voc0712': ('det', partial(resampled_map, mode='11points')),
-    'mAP_area_voc0712': ('det', partial(resampled_map, mode='area')),
-    'mIoU': ('seg', resampled_miou),
-    'mAP_linear': ('probe', partial(resampled_class_map, kind='linear')),
-    'mAP_knn': ('probe', partial(resampled_class_map, kind='knn')),
-    'mAP_low_shot': ('probe', partial(resampled_class_map, kind='low_shot')),
-}
-# What ``per_class`` of a task's results is the mean of, and its values in every resample.
-_BY_CLASS: dict[str, tuple[str, Callable[[Any, np.ndarray], np.ndarray]]] = {
-    'det': ('mAP_11point', partial(resampled_ap, mode='11points')),
-    'seg': ('mIoU', resampled_iou),
-    'probe': ('mAP_linear', partial(resampled_class_aps, kind='linear')),
+# By task, from predictions and resamples of the test images: a metric in each, and the values of all classes
+# that it is the mean of.
+_RESAMPLED: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]] = {
+    'det': (resampled_map, resampled_ap),
+    'seg': (resampled_miou, resampled_iou),
+    'probe': (resampled_class_map, resampled_class_aps),
 }
 
 
@@ -49,7 +39,7 @@ class Comparison:
 
     Args:
         name: the backbone.
-        metric: the metric, a key of :data:`transfer.table.METRICS`.
+        metric: the metric, its name in ``result.json``.
         value: difference of the means.
         interval: over the seeds where both have several, and over the test images where the predictions of
             all runs are stored; ``None`` without either.
@@ -98,7 +88,7 @@ def compare(
     images = _ImageSample(results, resamples)
     return [
         _comparison(row, base, metric, images)
-        for metric in METRICS
+        for metric in all_metrics()
         for row in others
         if row.values.get(metric) and base.values.get(metric)
     ]
@@ -132,7 +122,7 @@ def compare_classes(
         results: as for :func:`compare`.
         name: the backbone.
         baseline: the baseline.
-        task: ``'det'`` (11-point AP), ``'seg'`` (IoU) or ``'probe'`` (AP of the linear probe).
+        task: a key of :data:`transfer.tasks.TASKS`; its main metric is looked at, class by class.
         resamples: number of bootstrap resamples of the test images.
 
     Returns:
@@ -141,7 +131,7 @@ def compare_classes(
     Raises:
         InputError: runs of the task were tested on different images.
     """
-    metric, _ = _BY_CLASS[task]
+    metric = TASKS[task].metrics[0].name
     mine = [run for run in results if run['task'] == task and metric in run['metrics']]
     runs = {
         one: sorted((run for run in mine if run['name'] == one), key=lambda run: run['seed'])
@@ -188,7 +178,7 @@ def verdict_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 def _comparison(row: Row, base: Row, metric: str, images: _ImageSample) -> Comparison:
     resampled = [images.metric(one.name, metric) for one in (row, base)]
     interval = _interval(row.values[metric], base.values[metric], None if None in resampled else resampled)
-    said = verdict(row.name, METRICS[metric], interval, images.seedless((row, base), metric))
+    said = verdict(row.name, all_metrics()[metric].title, interval, images.seedless((row, base), metric))
     value = row.minus(base, metric).value
     return Comparison(row.name, metric, value, interval, said)
 
@@ -200,16 +190,16 @@ class _ImageSample:
         self.results = results
         self.resamples = resamples
         self._counts: dict[int, np.ndarray] = {}
-        self._images: dict[str, tuple[str, tuple[str, ...]]] = {}
+        self._images: dict[tuple[str, str | None], tuple[str, tuple[str, ...]]] = {}
         self._values: dict[tuple[str, str], list[np.ndarray] | None] = {}
 
     def metric(self, name: str, metric: str) -> list[np.ndarray] | None:
         """A metric of a backbone's runs, by seed, in every resample; ``None`` if a run has not stored it."""
         if (name, metric) not in self._values:
-            task, function = _RESAMPLED[metric]
-            runs = self._runs(name, metric)
-            stored = self._load(sorted(runs, key=lambda one: one['seed']), task)
-            self._values[name, metric] = stored and [function(found, counts) for found, counts in stored]
+            runs = sorted(self._runs(name, metric), key=lambda one: one['seed'])
+            task, how = runs[0]['task'], all_metrics()[metric].how
+            stored = self._load(runs, task)
+            self._values[name, metric] = stored and [_RESAMPLED[task][0](*one, *how) for one in stored]
         return self._values[name, metric]
 
     def seedless(self, both: Sequence[Row], metric: str) -> bool:
@@ -228,7 +218,7 @@ class _ImageSample:
             return None
         by_class = []
         for run, (found, counts) in zip(runs, stored, strict=True):
-            values = _BY_CLASS[task][1](found, counts)
+            values = _RESAMPLED[task][1](found, counts, *TASKS[task].metrics[0].how)
             there = ~np.isnan(values).all(0)
             # A resample may have lost a rare class: it says nothing on it.
             mean = np.nanmean(values[:, there], axis=0)
@@ -242,7 +232,7 @@ class _ImageSample:
             stored = load_predictions(run['work_dir'], task) if run.get('work_dir') else None
             if stored is None:
                 return None
-            where, first = self._images.setdefault(task, (run['work_dir'], stored[1]))
+            where, first = self._images.setdefault((task, run.get('dataset')), (run['work_dir'], stored[1]))
             if first != stored[1]:
                 raise InputError(
                     f'{where} and {run["work_dir"]} were tested on different images ({len(first)} and '

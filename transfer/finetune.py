@@ -36,6 +36,7 @@ from transfer.confusion import save_confusion
 from transfer.predictions import image_names, save_predictions
 from transfer.run_record import load_config, open_run
 from transfer.speed import check_amp, prepare_model, right_fused_sgd, wait_less
+from transfer.tasks import metrics_of
 
 
 def parse_args(
@@ -254,14 +255,8 @@ def _cost(processes: int) -> dict[str, Any]:
 
 def _summary(cfg: Config, metrics: dict[str, float], evaluators: list[Any]) -> dict[str, Any]:
     """Return ``metrics`` and ``per_class`` of result.json, as fractions."""
-    if cfg.task == 'det':
-        # Trained on more images it is another experiment, with columns of its own.
-        more = '_voc0712' if cfg.dataset == 'voc0712' else ''
-        values = {f'mAP_11point{more}': metrics['11point/mAP'], f'mAP_area{more}': metrics['area/mAP']}
-    else:
-        values = {'mIoU': metrics['mIoU_exact']}
     return {
-        'metrics': {key: float(value) for key, value in values.items()},
+        'metrics': {one.name: float(metrics[one.source]) for one in metrics_of(cfg.task, cfg.dataset)},
         'per_class': dict(evaluators[0].per_class),
     }
 

@@ -9,22 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
-
-_TASKS = {'mmdet': 'det', 'mmseg': 'seg'}
-# The task, and the VOC years that are trained on and tested on.
-_DATASETS = {
-    ('det', ('VOC2007',), 'VOC2007'): 'voc07',
-    ('det', ('VOC2007', 'VOC2012'), 'VOC2007'): 'voc0712',
-    ('seg', ('VOC2012',), 'VOC2012'): 'voc12',
-}
-_METRICS = {'det': 'VOCMetric', 'seg': 'IoUMetric'}
-_EVALUATORS = {
-    'det': [
-        {'type': 'VOCMetric', 'metric': 'mAP', 'eval_mode': '11points', 'prefix': '11point'},
-        {'type': 'VOCMetric', 'metric': 'mAP', 'eval_mode': 'area', 'prefix': 'area'},
-    ],
-    'seg': {'type': 'IoUMetric', 'iou_metrics': ['mIoU']},
-}
+from transfer.tasks import DATASETS, TASKS
 
 
 def adopt(cfg: Config) -> None:
@@ -38,11 +23,12 @@ def adopt(cfg: Config) -> None:
     if 'task' in cfg:
         return
     name = Path(cfg.filename).name
-    task = _TASKS.get(cfg.get('default_scope'))
+    scopes = {one.scope: task for task, one in TASKS.items() if one.scope}
+    task = scopes.get(cfg.get('default_scope'))
     if task is None:
         raise InputError(
             f'{name} is no config of a transfer task: it names none, and its default_scope is '
-            f"{cfg.get('default_scope')!r}, not 'mmdet' or 'mmseg'"
+            f'{cfg.get("default_scope")!r}, not {" or ".join(map(repr, scopes))}'
         )
     missing = {'model', 'train_dataloader', 'val_dataloader', 'val_evaluator', 'optim_wrapper'} - set(cfg)
     if missing:
@@ -52,22 +38,22 @@ def adopt(cfg: Config) -> None:
             f'{name} loads the whole model from {cfg.load_from}, the backbone with it: set load_from=None'
         )
     trained, tested = (_years([cfg[part].dataset]) for part in ('train_dataloader', 'val_dataloader'))
-    dataset = _DATASETS.get((task, trained, *tested)) if len(tested) == 1 else None
+    known = {(one.task, one.images): one.name for one in DATASETS.values() if one.images}
+    dataset = known.get((task, (trained, tested)))
     if dataset is None:
-        known = ', '.join(f'{kind} {known}' for (kind, _, _), known in _DATASETS.items())
+        there = ', '.join(f'{task} {dataset}' for (task, _), dataset in known.items())
         raise InputError(
             f'{name} trains on {" and ".join(trained) or "no VOC data"} and tests on '
-            f'{" and ".join(tested) or "no VOC data"}: there are {known}'
+            f'{" and ".join(tested) or "no VOC data"}: there are {there}'
         )
-    evaluators = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
-    types = [one and one.get('type') for one in evaluators]
-    if _METRICS[task] not in types:
-        raise InputError(f'{name} measures with {", ".join(map(str, types))}: {_METRICS[task]} is needed')
+    types, (needed, *_) = _types(cfg.val_evaluator), _types(TASKS[task].evaluator)
+    if needed not in types:
+        raise InputError(f'{name} measures with {", ".join(map(str, types))}: {needed} is needed')
     cfg.merge_from_dict({'task': task, 'dataset': dataset})
     # mmseg's older way to say init_cfg, which would stand against the backbone's.
     if 'pretrained' in cfg.model:
         cfg.model.pretrained = None
-    cfg.val_evaluator = cfg.test_evaluator = _EVALUATORS[task]
+    cfg.val_evaluator = cfg.test_evaluator = TASKS[task].evaluator
 
 
 def data_folder(dataset: dict[str, Any]) -> Path:
@@ -90,3 +76,7 @@ def open_datasets(datasets: Iterable[dict]) -> list[dict]:
 
 def _years(datasets: Iterable[dict]) -> tuple[str, ...]:
     return tuple(sorted({data_folder(one).name for one in open_datasets(datasets) if one.get('ann_file')}))
+
+
+def _types(evaluator: Any) -> list[str | None]:
+    return [one and one.get('type') for one in (evaluator if isinstance(evaluator, list) else [evaluator])]

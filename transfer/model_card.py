@@ -17,6 +17,7 @@ from mmengine.config import Config
 from sd_pretrain.cli import InputError
 from transfer import evidence, table
 from transfer.checkpoint_io import read_meta, sha256_of
+from transfer.tasks import DATASETS, TASKS, all_metrics
 
 LICENSES = (
     *('apache-2.0', 'mit', 'bsd-2-clause', 'bsd-3-clause', 'cc0-1.0', 'cc-by-4.0', 'cc-by-sa-4.0'),
@@ -27,18 +28,7 @@ PAPER = {
     'URL': 'https://arxiv.org/abs/1812.00123',
 }
 _ACCURACIES = {'top1': 'Top 1 Accuracy', 'top5': 'Top 5 Accuracy'}
-# Task and data set of each metric after transfer, as Hugging Face and OpenMMLab call them.
-_TRANSFERS = {
-    'det': ('object-detection', 'Object Detection'),
-    'seg': ('image-segmentation', 'Semantic Segmentation'),
-    'probe': ('image-classification', 'Image Classification'),
-}
 _DEMO = 'emoji world (demo)'
-_DATASETS = {
-    'voc07': 'PASCAL VOC 2007',
-    'voc0712': 'PASCAL VOC 2007 (trained on 2007 and 2012)',
-    'voc12': 'PASCAL VOC 2012',
-}
 
 
 @dataclass(frozen=True)
@@ -155,7 +145,7 @@ def transfer_results(folders: Sequence[Path], source_sha256: str, baseline: str)
         verdicts = {
             (one.name, one.metric): one.verdict.text for one in evidence.compare(results) if one.name in names
         }
-        for metric in table.METRICS:
+        for metric in all_metrics():
             runs = [one for one in ours if metric in one['metrics']]
             if runs:
                 values.append(
@@ -192,7 +182,7 @@ def model_card(facts: Facts) -> str:
         keep_trailing_newline=True,
     )
     body = environment.get_template('model_card.md.j2').render(
-        facts=facts, accuracies=_ACCURACIES, percent=table.percent, metrics=table.METRICS, paper=PAPER
+        facts=facts, accuracies=_ACCURACIES, percent=table.percent, paper=PAPER
     )
     return f'---\n{data.to_yaml()}\n---\n\n{body}'
 
@@ -206,8 +196,8 @@ def metafile(facts: Facts) -> str:
         results.append({'Task': 'Image Classification', 'Dataset': data, 'Metrics': metrics})
     grouped: dict[tuple[str, str], dict[str, float]] = {}
     for one in facts.transfers.values:
-        key = (_TRANSFERS[one.task][1], one.dataset)
-        grouped.setdefault(key, {})[table.METRICS[one.metric]] = round(100 * one.value, 2)
+        key = (TASKS[one.task].openmmlab, one.dataset)
+        grouped.setdefault(key, {})[all_metrics()[one.metric].title] = round(100 * one.value, 2)
     results += [
         {'Task': task, 'Dataset': dataset, 'Metrics': metrics} for (task, dataset), metrics in grouped.items()
     ]
@@ -251,7 +241,8 @@ def _is_demo(config: str) -> bool:
 def _dataset(result: Mapping[str, Any]) -> str:
     if _is_demo(result.get('config', '')):
         return _DEMO
-    return _DATASETS.get(result.get('dataset', ''), result.get('dataset', ''))
+    known = DATASETS.get((result['task'], result.get('dataset')))
+    return known.card if known else result.get('dataset', '')
 
 
 def _eval_results(facts: Facts) -> list[EvalResult]:
@@ -271,11 +262,11 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
     for one in facts.transfers.values:
         found.append(
             EvalResult(
-                task_type=_TRANSFERS[one.task][0],
+                task_type=TASKS[one.task].hugging_face,
                 dataset_type='custom',
                 dataset_name=one.dataset,
-                metric_type='mean_iou' if one.metric == 'mIoU' else 'mAP',
-                metric_name=table.METRICS[one.metric],
+                metric_type=TASKS[one.task].metric_type,
+                metric_name=all_metrics()[one.metric].title,
                 metric_value=round(100 * one.value, 2),
             )
         )

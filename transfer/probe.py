@@ -28,12 +28,9 @@ from transfer.predictions import save_predictions
 from transfer.probes import knn_scores, linear_scores, low_shot_scores
 from transfer.ranking import Scores, class_aps
 from transfer.run_record import load_config, open_run
+from transfer.tasks import metrics_of
 from transfer.voc import CLASSES, read_list
 
-# Metric in result.json, kind of probe.
-METRICS = {'mAP_linear': 'linear', 'mAP_knn': 'knn', 'mAP_low_shot': 'low_shot'}
-# Per class there is one number: that of the probe which has seen most.
-_PER_CLASS = 'linear'
 _SETTINGS = ('view', 'svm', 'low_shot', 'knn')
 
 
@@ -66,7 +63,8 @@ def probe(args: Namespace) -> dict[str, Any] | None:
     write_json(args.work_dir / 'run.json', run)
     started = time.monotonic()
     scores, names, costs = _scores(args, cfg, backbone)
-    result = {**run, **_summary(scores, backbone), 'svm_costs': costs, 'seconds': time.monotonic() - started}
+    summary = _summary(cfg, scores, backbone)
+    result = {**run, **summary, 'svm_costs': costs, 'seconds': time.monotonic() - started}
     save_predictions(args.work_dir, scores, names)
     write_json(args.work_dir / 'result.json', result)
     return result
@@ -141,16 +139,16 @@ def _say(log: Path, line: str) -> None:
         print(stamped, file=file)
 
 
-def _summary(scores: Scores, backbone: Backbone) -> dict[str, Any]:
+def _summary(cfg: Config, scores: Scores, backbone: Backbone) -> dict[str, Any]:
     """Return what result.json says of the scores, as fractions."""
-    metrics = {
-        metric: float(np.nanmean(class_aps(scores, kind)))
-        for metric, kind in METRICS.items()
-        if scores.of_kind(kind)
-    }
-    per_class = class_aps(scores, _PER_CLASS)
+    metrics = metrics_of(cfg.task, cfg.dataset)
+    per_class = class_aps(scores, *metrics[0].how)
     return {
-        'metrics': metrics,
+        'metrics': {
+            one.name: float(np.nanmean(class_aps(scores, *one.how)))
+            for one in metrics
+            if scores.of_kind(*one.how)
+        },
         'per_class': {
             name: float(value) for name, value in zip(CLASSES, per_class, strict=True) if not np.isnan(value)
         },
@@ -160,7 +158,7 @@ def _summary(scores: Scores, backbone: Backbone) -> dict[str, Any]:
             if name.startswith('low_shot_')
         },
         # Another seed would give the same.
-        'seedless': [] if backbone.path == RANDOM else ['mAP_linear', 'mAP_knn'],
+        'seedless': [one.name for one in metrics if one.seedless and backbone.path != RANDOM],
     }
 
 

@@ -20,7 +20,8 @@ from transfer.charts import class_chart, confusion_chart, curve_charts, forest_c
 from transfer.confusion import most_confused
 from transfer.evidence import verdict_lines
 from transfer.samples import Sample
-from transfer.table5_json import TASKS, table5_rows, validate_table5
+from transfer.table5_json import table5_rows, validate_table5
+from transfer.tasks import DATASETS, TASKS, all_metrics
 
 if TYPE_CHECKING:
     from transfer.transfer_report import Confusion
@@ -28,19 +29,6 @@ if TYPE_CHECKING:
 # Base64 makes a third more of them; with charts and text the page stays under 5 MB.
 _IMAGE_BYTES = 3_200_000
 _QUALITIES = (88, 75, 60, 45, 30)
-_GROUPS = (
-    ('Detection, VOC2007', ('mAP_11point', 'mAP_area')),
-    ('Detection, VOC2007 after VOC07+12', ('mAP_11point_voc0712', 'mAP_area_voc0712')),
-    ('Segmentation, VOC2012', ('mIoU',)),
-    ('Probes of frozen features, VOC2007', ('mAP_linear', 'mAP_knn', 'mAP_low_shot')),
-)
-_TASK_WORDS = {'det': 'detection', 'seg': 'segmentation', 'probe': 'linear probe'}
-_TASK_TITLES = {
-    'det': ('Detection: AP of each class', 'AP 11-point (%)'),
-    'det0712': ('Detection after VOC07+12: AP of each class', 'AP 11-point (%)'),
-    'seg': ('Segmentation: IoU of each class', 'IoU (%)'),
-    'probe': ('Linear probe: AP of each class', 'AP (%)'),
-}
 
 
 def write_report(
@@ -92,7 +80,7 @@ def write_report(
             resolved_classes=resolved_classes(table5.get('class_comparisons', ())),
             groups=_groups(rows),
             accuracies=table.ACCURACIES,
-            metrics=table.METRICS,
+            metrics=all_metrics(),
             paper=table.paper_rows() if beside_paper else [],
             notes=table.notes(rows, paper=beside_paper),
             seeds=sorted({seed for row in rows for runs in row.values.values() for seed in runs}),
@@ -145,11 +133,12 @@ def duration(seconds: float) -> str:
 
 
 def _groups(rows: Sequence[table.Row]) -> list[tuple[str, list[str]]]:
-    """Tasks and their metrics, as far as there are results."""
+    """Data sets and their metrics, as far as there are results."""
     found = [
-        (title, [m for m in metrics if any(row.values.get(m) for row in rows)]) for title, metrics in _GROUPS
+        (one.heading, [m.name for m in one.metrics if any(row.values.get(m.name) for row in rows)])
+        for one in DATASETS.values()
     ]
-    return [(title, metrics) for title, metrics in found if metrics]
+    return [(heading, metrics) for heading, metrics in found if metrics]
 
 
 def _curve_figures(names: Sequence[str], read: Mapping[str, Curves]) -> list[dict[str, Any]]:
@@ -169,8 +158,9 @@ def _curve_figures(names: Sequence[str], read: Mapping[str, Curves]) -> list[dic
 
 
 def _forest(comparisons: Sequence[Mapping[str, Any]]) -> Markup | None:
+    metrics = all_metrics()
     rows = [
-        (f'{one["name"]}, {table.METRICS[one["metric"]]}', one['difference'], one['low'], one['high'])
+        (f'{one["name"]}, {metrics[one["metric"]].title}', one['difference'], one['low'], one['high'])
         for one in comparisons
     ]
     return Markup(forest_chart('forest', rows)) if rows else None
@@ -197,30 +187,30 @@ def resolved_classes(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
             f'{word} in {", ".join(some)}' for word, some in (('better', better), ('worse', worse)) if some
         ]
         found = '; '.join(parts) or f'no single class of {len(mine)} is resolved'
-        said.append(f'{key[1]}, {_TASK_WORDS[key[0]]}: {found}')
+        said.append(f'{key[1]}, {TASKS[key[0]].word}: {found}')
     return said
 
 
 def _class_figures(table5: Mapping[str, Any]) -> list[dict[str, Any]]:
     figures = []
-    for task in TASKS:
+    for dataset in DATASETS.values():
+        key, unit = dataset.key, TASKS[dataset.task].unit
         per_class = {
-            one['name']: one[task]['per_class']
+            one['name']: one[key]['per_class']
             for one in table5['backbones']
-            if (one.get(task) or {}).get('per_class')
+            if (one.get(key) or {}).get('per_class')
         }
         if per_class:
-            title, label = _TASK_TITLES[task]
             figures.append(
                 {
-                    'title': title,
-                    'svg': Markup(class_chart(f'classes-{task}', per_class, label)),
+                    'title': dataset.classes,
+                    'svg': Markup(class_chart(f'classes-{key}', per_class, unit)),
                     'names': list(per_class),
                     'classes': {
                         name: [values.get(name) for values in per_class.values()]
                         for name in dict.fromkeys(name for values in per_class.values() for name in values)
                     },
-                    'unit': label,
+                    'unit': unit,
                 }
             )
     return figures
@@ -229,7 +219,7 @@ def _class_figures(table5: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _confusion_figures(confusions: Sequence[Confusion]) -> list[dict[str, Any]]:
     return [
         {
-            'title': f'{one.name}, {_TASK_WORDS[one.task]}',
+            'title': f'{one.name}, {TASKS[one.task].word}',
             'svg': Markup(confusion_chart(f'confusion-{index}', one.counts, one.classes)),
             'text': '; '.join(
                 f'{truth} as {said} {share:.0%}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.safe_load import load_checkpoint
-from transfer import check_data, finetune
+from transfer import finetune
 from transfer.backbone import RANDOM, config_arch, put_into, read_backbone
 from transfer.checkpoint_io import is_published, read_meta, sha256_of
 from transfer.convert import convert
@@ -23,48 +23,13 @@ from transfer.sources import resolve
 from transfer.speed import check_amp
 from transfer.start import dry_lines, runs_at_a_time, start
 from transfer.table import collect, require_comparable
+from transfer.tasks import DATASETS, TASKS, Dataset
 
 # One file serves both tasks, so that a name stands for one backbone, byte for byte. Converting for mmdet
 # proves the most: the backbone and the shared head of C4.
 _TARGET = 'mmdet'
 _DEMO_DATA = 'work_dirs/demo_data'
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]*')
-
-
-@dataclass(frozen=True)
-class Task:
-    """A transfer task: config for each depth, demo config, check of the data, and the module that runs it."""
-
-    config: str
-    demo_config: str
-    check: Callable[..., Any]
-    module: str = 'transfer.finetune'
-
-
-# To add one: its configs, a check, a line here, and its metrics (README, "To add").
-TASKS = {
-    ('det', 'voc07'): Task(
-        config='configs/det/faster-rcnn_r{depth}-c4_8xb2_voc07.py',
-        demo_config='configs/demo/faster-rcnn_r18-c4_demo-voc07.py',
-        check=check_data.check_voc07,
-    ),
-    ('det', 'voc0712'): Task(
-        config='configs/det/faster-rcnn_r{depth}-c4_8xb2_voc0712.py',
-        demo_config='configs/demo/faster-rcnn_r18-c4_demo-voc0712.py',
-        check=check_data.check_detection,
-    ),
-    ('seg', 'voc12'): Task(
-        config='configs/seg/deeplabv3_r{depth}-d16-syncbn_8xb1_voc12aug.py',
-        demo_config='configs/demo/deeplabv3_r18-d16_demo-voc12.py',
-        check=check_data.check_voc12,
-    ),
-    ('probe', 'voc07'): Task(
-        config='configs/probe/svm-knn_r{depth}-frozen_voc07.py',
-        demo_config='configs/demo/svm-knn_r18-frozen_demo-voc07.py',
-        check=check_data.check_voc07,
-        module='transfer.probe',
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -111,19 +76,19 @@ class Run:
     arguments: list[str] = field(repr=False)
     state: str
     identity: dict[str, Any] = field(repr=False)
-    module: str = 'transfer.finetune'
+    module: str
 
 
-def find_task(task: str, dataset: str) -> Task:
-    """Look a task up.
+def find_task(task: str, dataset: str) -> Dataset:
+    """Look a data set of a task up.
 
     Raises:
         InputError: there is none of that name; lists those there are.
     """
-    if (task, dataset) not in TASKS:
-        known = ', '.join(' '.join(pair) for pair in TASKS)
+    if (task, dataset) not in DATASETS:
+        known = ', '.join(' '.join(pair) for pair in DATASETS)
         raise InputError(f'unknown task {task!r} on dataset {dataset!r}: there are {known}')
-    return TASKS[task, dataset]
+    return DATASETS[task, dataset]
 
 
 def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, str]:
@@ -183,11 +148,11 @@ def backbone_file(name: str, source: str, folder: Path) -> str:
     return str(done.path)
 
 
-def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> list[Run]:
+def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) -> list[Run]:
     """Say which runs there are and what of each is done; nothing is written.
 
     Args:
-        task: the task.
+        asked: what to fine-tune on.
         files: name to backbone file or ``'none'``.
         folder: gets ``<name>/seed<k>`` folders.
         options: how to fine-tune.
@@ -197,17 +162,16 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
     """
     backbones = {name: read_backbone(path) for name, path in files.items()}
     archs = [one.arch for one in backbones.values() if one.arch]
-    asked = next(pair for pair, known in TASKS.items() if known is task)
     runs, checked = [], set()
     for name, backbone in backbones.items():
         # The random initialisation has no depth of its own: it takes the baseline's.
-        config = _config_for(task, backbone.arch or (archs[0] if archs else None), options)
+        config = _config_for(asked, backbone.arch or (archs[0] if archs else None), options)
         arguments = _arguments(config, name, files[name], options)
         parsed = finetune.parse_args([*arguments, '--work-dir', '.'])
         cfg = load_config(config, parsed.cfg_options, options.amp)
         config_arch(cfg)
-        if (cfg.task, cfg.dataset) != asked:
-            raise InputError(f'{config} is for {cfg.task} {cfg.dataset}, not {" ".join(asked)}')
+        if (cfg.task, cfg.dataset) != (asked.task, asked.name):
+            raise InputError(f'{config} is for {cfg.task} {cfg.dataset}, not {asked.task} {asked.name}')
         set_data_root(cfg, parsed.data_root or 'data')
         lists: dict[str, list[str]] = {}
         for dataset in voc_datasets(cfg):
@@ -215,7 +179,7 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
         for root, stems in lists.items():
             key = (root, *dict.fromkeys(stems))
             if key not in checked:
-                task.check(root, lists=key[1:])
+                asked.check(root, lists=key[1:])
                 checked.add(key)
         identities = {seed: {'name': name, **describe(cfg, backbone, seed)} for seed in options.seeds}
         # Both raise where the config does not fit.
@@ -225,7 +189,7 @@ def plan(task: Task, files: dict[str, str], folder: Path, options: Options) -> l
             work_dir = folder / name / f'seed{seed}'
             own = [*arguments, '--seed', str(seed), '--work-dir', str(work_dir), '--resume']
             state = check_work_dir(work_dir, identity)
-            runs.append(Run(name, seed, work_dir, own, state, identity, task.module))
+            runs.append(Run(name, seed, work_dir, own, state, identity, TASKS[asked.task].module))
     return runs
 
 
@@ -235,8 +199,8 @@ def run_transfer(
     """Fine-tune every backbone with every seed; what is finished stays, what is broken off goes on.
 
     Args:
-        task: ``'det'``, ``'seg'`` or ``'probe'``.
-        dataset: ``'voc07'``, ``'voc0712'`` or ``'voc12'``.
+        task: a key of :data:`transfer.tasks.TASKS`.
+        dataset: a data set of it.
         checkpoints: name to checkpoint, pretraining work dir or ``'none'``; see :func:`named_checkpoints`.
         options: how to fine-tune.
 
@@ -282,14 +246,14 @@ def run_transfer(
     ]
 
 
-def _config_for(task: Task, arch: str | None, options: Options) -> str:
+def _config_for(asked: Dataset, arch: str | None, options: Options) -> str:
     if options.config:
         return options.config
     if options.demo:
-        return task.demo_config
+        return asked.demo_config
     if arch is None:
         raise InputError('with "none" alone there is no depth to go by: say --config')
-    config = task.config.format(depth=arch.removeprefix('resnet'))
+    config = asked.config.format(depth=arch.removeprefix('resnet'))
     if not Path(config).is_file():
         there = ', '.join(sorted(path.name for path in Path(config).parent.glob('*.py')))
         raise InputError(f'no config for a {arch} ({config}): write one, or say --config. There are {there}')

@@ -18,17 +18,8 @@ from typing import Any
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.markdown import markdown_table
+from transfer.tasks import DATASETS, TABLE5, all_metrics
 
-METRICS = {
-    'mAP_11point': 'mAP 11-point',
-    'mAP_area': 'mAP area',
-    'mAP_11point_voc0712': '07+12 mAP 11-point',
-    'mAP_area_voc0712': '07+12 mAP area',
-    'mIoU': 'mIoU',
-    'mAP_linear': 'mAP linear',
-    'mAP_knn': 'mAP k-NN',
-    'mAP_low_shot': 'mAP low-shot',
-}
 ACCURACIES = {'top1': 'top-1', 'top5': 'top-5'}
 # Tables 4 (ResNet-152, ILSVRC2012; errors there, accuracies here) and 5 of the paper, as fractions.
 PAPER = {
@@ -36,10 +27,7 @@ PAPER = {
     'SD': {'top1': 0.7907, 'top5': 0.9445, 'mAP_11point': 0.7493, 'mIoU': 0.7797},
 }
 PAPER_ARCH = 'resnet152'
-PAPER_CONFIGS = (
-    Path('configs/det/faster-rcnn_r152-c4_8xb2_voc07.py'),
-    Path('configs/seg/deeplabv3_r152-d16-syncbn_8xb1_voc12aug.py'),
-)
+PAPER_CONFIGS = tuple(Path(DATASETS[pair].config.format(depth=152)) for pair in TABLE5)
 _ROOT = Path(__file__).resolve().parents[1]
 _DEPTH = re.compile(r'_r\d+(?=-)')
 PAPER_NOTE = (
@@ -238,18 +226,20 @@ def format_table(
 
 def format_rows(table: Sequence[Row], fmt: str = 'terminal', paper: bool = False) -> str:
     """Write rows, the first of which is the baseline; see :func:`format_table`."""
-    metrics = [metric for metric in METRICS if any(row.values.get(metric) for row in table)]
+    titles = {
+        name: one.title for name, one in all_metrics().items() if any(row.values.get(name) for row in table)
+    }
     accuracies = [key for key in ACCURACIES if any(key in row.pretrain for row in table)]
     header = ['backbone (%)', *(ACCURACIES[key] for key in accuracies)]
-    for metric in metrics:
-        header += [METRICS[metric], 'difference']
-    lines = [[row.name, *_cells(row, table[0], accuracies, metrics)] for row in table]
+    for title in titles.values():
+        header += [title, 'difference']
+    lines = [[row.name, *_cells(row, table[0], accuracies, titles)] for row in table]
     if paper:
         reference = paper_rows()
-        lines += [[row.name, *_cells(row, reference[0], accuracies, metrics)] for row in reference]
+        lines += [[row.name, *_cells(row, reference[0], accuracies, titles)] for row in reference]
     parts = [_layout(header, lines, fmt)]
     if any(len(runs) > 1 for row in table for runs in row.values.values()):
-        parts.append(_layout(*_run_lines(table, metrics), fmt))
+        parts.append(_layout(*_run_lines(table, titles), fmt))
     parts.append('\n'.join(notes(table, paper)))
     return '\n\n'.join(parts)
 
@@ -259,7 +249,7 @@ def paper_rows() -> list[Row]:
     return [
         Row(
             f'paper: {name}',
-            {metric: {0: values[metric]} for metric in METRICS if metric in values},
+            {metric: {0: values[metric]} for metric in all_metrics() if metric in values},
             {key: values[key] for key in ACCURACIES},
         )
         for name, values in PAPER.items()
@@ -270,7 +260,7 @@ def notes(table: Sequence[Row], paper: bool) -> list[str]:
     """What a reader must know about the numbers of a table."""
     counts = {len(runs) for row in table for runs in row.values.values()}
     said = [f'differences are to {table[0].name}']
-    changes = [row.minus(table[0], metric) for row in table[1:] for metric in METRICS]
+    changes = [row.minus(table[0], metric) for row in table[1:] for metric in all_metrics()]
     if any(change is not None and change.error == 0 for change in changes):
         said.append(_NO_SCATTER)
     if paper or 1 in counts:
@@ -295,7 +285,7 @@ def signed(difference: Difference | None) -> str:
     return f'{100 * difference.value:+.2f} ± {error}'
 
 
-def _cells(row: Row, baseline: Row, accuracies: Sequence[str], metrics: Sequence[str]) -> list[str]:
+def _cells(row: Row, baseline: Row, accuracies: Sequence[str], metrics: Iterable[str]) -> list[str]:
     cells = [percent(row.pretrain.get(key)) for key in accuracies]
     for metric in metrics:
         cells.append(percent(row.mean(metric), row.sd(metric)))
@@ -303,12 +293,12 @@ def _cells(row: Row, baseline: Row, accuracies: Sequence[str], metrics: Sequence
     return cells
 
 
-def _run_lines(table: Sequence[Row], metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def _run_lines(table: Sequence[Row], titles: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
     seeds = sorted({seed for row in table for runs in row.values.values() for seed in runs})
     lines = [
-        [row.name, METRICS[metric], *(percent(row.values[metric].get(seed)) for seed in seeds)]
+        [row.name, title, *(percent(row.values[metric].get(seed)) for seed in seeds)]
         for row in table
-        for metric in metrics
+        for metric, title in titles.items()
         if row.values.get(metric)
     ]
     return ['each run (%)', 'metric', *(f'seed {seed}' for seed in seeds)], lines

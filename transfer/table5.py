@@ -25,9 +25,9 @@ from sd_pretrain.work_dir import claim, write_json
 from transfer import runner
 from transfer.run_record import load_config
 from transfer.speed import check_amp
+from transfer.tasks import DATASETS, TABLE5
 from transfer.transfer_report import configs_of, confusions, costs, draw_samples, quiet, recall_curves
 
-TASKS = (('det', 'voc07'), ('seg', 'voc12'))
 SCRATCH = 'scratch'
 
 
@@ -71,8 +71,8 @@ class Table5:
 
     def transfer_config(self, pair: tuple[str, str]) -> str:
         """The config of a task."""
-        task = runner.find_task(*pair)
-        return task.demo_config if self.demo else task.config.format(depth=self.arch.removeprefix('r'))
+        dataset = DATASETS[pair]
+        return dataset.demo_config if self.demo else dataset.config.format(depth=self.arch.removeprefix('r'))
 
     def pretrain_dir(self, name: str) -> Path:
         """Where a pretraining goes; on real data the place where tools/transfer.sh looks for it."""
@@ -122,7 +122,7 @@ def run_table5(what: Table5) -> Path:
     """
     check_gpus(what.gpus, what.parallel)
     check_amp(what.amp)
-    for pair in TASKS:
+    for pair in TABLE5:
         split_total_batch(load_config(what.transfer_config(pair)), what.gpus)
     stages = _Stages(what.work_dir / 'stages.json')
     with stages('data'):
@@ -147,7 +147,7 @@ def run_table5(what: Table5) -> Path:
     if what.scratch:
         backbones[SCRATCH] = 'none'
     results = []
-    for task, dataset in TASKS:
+    for task, dataset in TABLE5:
         with stages(task):
             results += runner.run_transfer(task, dataset, backbones, options)
     _write_table(what, results, stages)  # Whatever may happen to the pictures, the numbers are there.

@@ -13,17 +13,9 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.markdown import markdown_table
 from transfer.evidence import compare, compare_classes, verdict_lines
 from transfer.table import Row, format_rows, papers_setting, rows
+from transfer.tasks import DATASETS, TASKS
 
 SCHEMA = 1
-# Key of a backbone's entry: the task in result.json, its metric there, and metrics that come along.
-TASKS = {
-    'det': ('det', 'mAP_11point', ('mAP_area',)),
-    'det0712': ('det', 'mAP_11point_voc0712', ('mAP_area_voc0712',)),
-    'seg': ('seg', 'mIoU', ()),
-    'probe': ('probe', 'mAP_linear', ('mAP_knn', 'mAP_low_shot')),
-}
-# Those with a comparison of single classes.
-_BY_CLASS = ('det', 'seg', 'probe')
 
 
 def build_table5(
@@ -58,11 +50,13 @@ def build_table5(
             'sha256': mine[0].get('sha256'),
             'pretrain': {key: (known or {}).get(key) for key in ('top1', 'top5', 'seconds')},
         }
-        for key, (task, metric, others) in TASKS.items():
-            of_task = [one for one in mine if one['task'] == task and metric in one['metrics']]
-            if of_task:
-                entry[key] = _entry(row, metric, of_task)
-                entry[key] |= {other: _entry(row, other) for other in others if row.values.get(other)}
+        for dataset in DATASETS.values():
+            metric, *others = (one.name for one in dataset.metrics)
+            runs = [one for one in mine if one['task'] == dataset.task and metric in one['metrics']]
+            if runs:
+                entry[dataset.key] = _entry(row, metric, runs) | {
+                    other: _entry(row, other) for other in others if row.values.get(other)
+                }
         backbones.append(entry)
     table5 = {
         'schema': SCHEMA,
@@ -90,7 +84,7 @@ def _class_comparisons(results: Sequence[Mapping[str, Any]], names: Sequence[str
             'high': one.interval.high,
             'p_holm': one.p,
         }
-        for task in _BY_CLASS
+        for task in TASKS
         for name in names[1:]
         for one in compare_classes(results, name, names[0], task)
     ]
@@ -159,20 +153,21 @@ def _validate_backbone(backbone: Any, at: str) -> None:
     for key in ('top1', 'top5'):
         value = pretrain.get(key)
         _need(value is None or _is_fraction(value), f'{at}.pretrain.{key}', 'a fraction of 0 to 1, or null')
-    for task, (_, metric, _) in TASKS.items():
-        entry = backbone.get(task)
+    for dataset in DATASETS.values():
+        key, metric = dataset.key, dataset.metrics[0].name
+        entry = backbone.get(key)
         if entry is None:
             continue
-        _need(isinstance(entry, dict) and entry.get('metric') == metric, f'{at}.{task}.metric', repr(metric))
+        _need(isinstance(entry, dict) and entry.get('metric') == metric, f'{at}.{key}.metric', repr(metric))
         values = entry.get('values')
         _need(
             isinstance(values, list) and bool(values) and all(map(_is_fraction, values)),
-            f'{at}.{task}.values',
+            f'{at}.{key}.values',
             'a list of fractions of 0 to 1',
         )
         mean = entry.get('mean')
         _need(
-            _is_fraction(mean) and abs(mean - fmean(values)) < 1e-9, f'{at}.{task}.mean', 'the mean of values'
+            _is_fraction(mean) and abs(mean - fmean(values)) < 1e-9, f'{at}.{key}.mean', 'the mean of values'
         )
 
 
@@ -194,8 +189,9 @@ def table5_rows(table5: Mapping[str, Any]) -> list[Row]:
     table = []
     for backbone in table5['backbones']:
         values = {}
-        for task, (_, metric, others) in TASKS.items():
-            entry = backbone.get(task)
+        for dataset in DATASETS.values():
+            metric, *others = (one.name for one in dataset.metrics)
+            entry = backbone.get(dataset.key)
             if entry is None:
                 continue
             for one in (entry, *(entry[other] for other in others if other in entry)):
