@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import functional
 
 from sd_pretrain.cli import InputError
-from sd_pretrain.work_dir import one_at_a_time
+from sd_pretrain.work_dir import one_at_a_time, whole
 from transfer.backbone import RANDOM, Backbone, config_arch, prove_loaded
 from transfer.run_record import lists_sha256
 from transfer.verify import reference_network
@@ -159,14 +159,11 @@ def kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
     Raises:
         InputError: the file is damaged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path):
         if not path.is_file():
-            part = path.with_suffix('.part')
             arrays = make()
-            with part.open('wb') as file:
+            with whole(path) as part, part.open('wb') as file:
                 np.savez(file, **arrays)
-            os.replace(part, path)
             return arrays
     try:
         with np.load(path, allow_pickle=False) as stored:

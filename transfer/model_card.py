@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.schedule import snapshot_hooks
 from transfer import evidence, table
 from transfer.checkpoint_io import read_meta, sha256_of
 from transfer.tasks import DATASETS, TASKS, all_metrics
@@ -96,7 +97,7 @@ def check_license(name: str) -> None:
 def recipe(cfg: Config) -> dict[str, Any]:
     """Read the recipe of a pretraining off its config."""
     optimizer = cfg.optim_wrapper.optimizer
-    hook = next((one for one in cfg.get('custom_hooks', []) if 'SnapshotDistillation' in one['type']), None)
+    hook = next(iter(snapshot_hooks(cfg)), None)
     distilled = hook is not None and hook.get('distill', True)
     algorithm = 'BL (baseline)'
     if distilled and hook.get('teacher'):

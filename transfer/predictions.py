@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.work_dir import whole
 from transfer.bootstrap import Detections, Overlaps
 from transfer.ranking import Scores
 
@@ -27,10 +27,8 @@ def save_predictions(work_dir: str | Path, found: Stored, images: Sequence[str])
         images: their names, in the same order.
     """
     path = Path(work_dir) / FILE
-    part = path.with_suffix('.part')
-    with part.open('wb') as file:
+    with whole(path) as part, part.open('wb') as file:
         np.savez_compressed(file, images=np.array(images, dtype=str), **vars(found))
-    os.replace(part, path)
     return path
 
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from sd_pretrain.curves import Curves, has_log, read_curves
+from sd_pretrain.work_dir import whole
 from transfer import table
 from transfer.charts import class_chart, confusion_chart, curve_charts, forest_chart, recall_chart
 from transfer.confusion import most_confused
@@ -97,12 +98,9 @@ def write_report(
             provenance=dict(provenance or {}),
         )
     )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f'{out.name}.part')
-    part.write_text(page, encoding='utf-8')
-    part.replace(out)
-    return out
+    with whole(out) as part:
+        part.write_text(page, encoding='utf-8')
+    return Path(out)
 
 
 def _environment() -> Environment:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from sd_pretrain.cli import InputError
+from sd_pretrain.cli import InputError, read_config
 from sd_pretrain.launch import is_main_process
 from sd_pretrain.vis_backends import check_vis_backends
 from transfer.backbone import Backbone, config_arch
@@ -32,16 +32,7 @@ def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = F
     Raises:
         InputError: the file is missing, is no config, or is not one of a transfer task.
     """
-    if not Path(path).is_file():
-        raise InputError(f'no config {path}; see configs/README.md for those there are')
-    try:
-        cfg = Config.fromfile(path)
-        if cfg_options:
-            cfg.merge_from_dict(cfg_options)
-    except Exception as error:  # A config is a program: it can fail in any way.
-        raise InputError(
-            f'{path} does not read as a config, with its options: {type(error).__name__}: {error}'
-        ) from error
+    cfg = read_config(path, cfg_options)
     adopt(cfg)
     if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
         raise InputError(f'{path} is no config of a transfer task: take one of configs/det, seg or probe')
