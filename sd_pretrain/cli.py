@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -49,6 +50,7 @@ def read_config(
     Raises:
         InputError: no such file, or it does not parse.
     """
+    _import_yapf()
     if not Path(path).is_file():
         raise InputError(f'no config {path}: see configs/README.md for those there are')
     try:
@@ -57,6 +59,29 @@ def read_config(
     except Exception as error:  # a config is a program: it can fail in any way
         raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
     return cfg
+
+
+def _import_yapf() -> None:
+    """Import what mmengine prints configs with.
+
+    The first process to do so after an installation fills a cache, and shows it before all of it is written:
+    others, started at the same time, fail.
+
+    Raises:
+        InputError: the cache stays as if half written.
+    """
+    for seconds in (0.1, 0.2, 0.5, 1, 2, 4, None):
+        try:
+            import yapf  # noqa: F401
+        except (EOFError, UnpicklingError):
+            if seconds is None:
+                from platformdirs import user_cache_dir
+
+                cache = user_cache_dir('YAPF', 'Google')
+                raise InputError(f'the cache of yapf in {cache} is damaged: delete that folder') from None
+            time.sleep(seconds)
+        else:
+            return
 
 
 # What ``--compile`` says to a config.

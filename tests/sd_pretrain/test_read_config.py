@@ -1,0 +1,47 @@
+"""Reading configs while another process is still writing what they are printed with."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+PRINT = 'from sd_pretrain.cli import read_config; read_config("configs/sd_r18_imagenet.py").pretty_text'
+
+
+@pytest.fixture
+def yapf_cache(tmp_path, monkeypatch):
+    """Files of a cache of this test's own, whole."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setenv('PYTHONPATH', str(REPO), prepend=os.pathsep)
+    subprocess.run([sys.executable, '-c', 'import yapf'], check=True)
+    files = list(tmp_path.glob('YAPF/**/*.pickle'))
+    assert files
+    return files
+
+
+def start():
+    return subprocess.Popen([sys.executable, '-c', PRINT], cwd=REPO, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize('there', [0, 0.5])
+def test_half_a_cache_is_waited_for(yapf_cache, there):
+    whole = {path: path.read_bytes() for path in yapf_cache}
+    for path, content in whole.items():
+        path.write_bytes(content[: int(there * len(content))])
+    reader = start()
+    time.sleep(3)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert reader.wait(60) == 0, reader.stderr.read()
+
+
+def test_a_cache_that_stays_damaged_is_named(yapf_cache):
+    for path in yapf_cache:
+        path.write_bytes(b'')
+    reader = start()
+    assert reader.wait(60) == 1
+    assert f'InputError: the cache of yapf in {yapf_cache[0].parents[1]}' in reader.stderr.read()
