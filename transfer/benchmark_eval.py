@@ -25,6 +25,7 @@ _TITLES = {'det': 'detection (Faster R-CNN)', 'seg': 'segmentation (DeepLabv3)'}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this part."""
+    parser.add_argument('--task', choices=tuple(_TITLES), help='the tables of one task (default: of both)')
     parser.add_argument(
         '--depth',
         type=int,
@@ -37,16 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(args: argparse.Namespace) -> Iterator[Section]:
-    """Yield the tables: metrics, then training and evaluation of both tasks."""
+    """Yield the tables: metrics, then training and evaluation, of the task asked for or of both."""
     from transfer import mmcv_ops
 
     mmcv_ops.install()
-    yield _map_section(args)
-    yield _pixels_section(args)
+    tasks = [task for task, _ in TABLE5 if args.task in (task, None)]
+    for task in tasks:
+        yield _METRICS[task](args)
     depth = args.depth or (101 if args.device == 'cuda' else None)
     with tempfile.TemporaryDirectory() as folder:
         data = _data(args, Path(folder), depth)
-        for task, _ in TABLE5:
+        for task in tasks:
             yield from _task_sections(args, task, depth, data, Path(folder))
 
 
@@ -168,6 +170,9 @@ def _data(args: argparse.Namespace, folder: Path, depth: int | None) -> Path:
     size = WorldSize(1, 1, 72, 32, 16, 16, 16, 16, scene_px=pixels)
     ensure(folder / 'world', size=size)
     return folder / 'world'
+
+
+_METRICS = {'det': _map_section, 'seg': _pixels_section}
 
 
 def _task_sections(

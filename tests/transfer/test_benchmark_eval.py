@@ -11,12 +11,20 @@ from transfer.emoji_world import WorldSize, ensure
 mmcv_ops.install()
 
 
-def test_all_tables_in_one_quick_round():
+def quick_round(*arguments):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    args = parser.parse_args(['--step-batch', '2'])
+    args = parser.parse_args(['--step-batch', '2', *arguments])
     args.quick, args.rounds, args.device, args.data_root = True, 1, 'cpu', None
-    sections = {section.name: section for section in measure(args)}
+    return {section.name: section for section in measure(args)}
+
+
+def test_the_tables_of_one_task():
+    assert list(quick_round('--task', 'seg')) == ['eval_pixels', 'finetune_seg', 'evaluate_seg']
+
+
+def test_all_tables_in_one_quick_round():
+    sections = quick_round()
     tasks = ('finetune_det', 'evaluate_det', 'finetune_seg', 'evaluate_seg')
     assert list(sections) == ['eval_map', 'eval_pixels', *tasks]
     assert sections['eval_map'].data['difference'] == 0
