@@ -121,6 +121,6 @@ def snapshot_epochs(work_dir: str | Path) -> list[int]:
             cfg = Config.fromfile(path, import_custom_modules=False)
         except Exception:
             continue  # any Python file may lie there, and the marks are only decoration
-        for hook in snapshot_hooks(cfg):
-            return [int(end) for end in hook.get('ends') or []]
+        if hooks := snapshot_hooks(cfg):
+            return [int(end) for end in hooks[0].get('ends', ())]
     return []

@@ -6,7 +6,6 @@ Without it processes get a GPU in turns, and the kernels of a small network leav
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,7 @@ def sharing(places: Sequence[Mapping[str, str]]) -> Iterator[list[dict[str, str]
     unchanged = [dict(place) for place in places]
     gpus = [gpu for place in places for gpu in place.get(_VISIBLE, '').split(',') if gpu]
     shared = len(set(gpus)) < len(gpus)
-    if not shared or _PIPES in os.environ or _USERS_OWN.exists() or shutil.which(CONTROL) is None:
+    if not shared or _PIPES in os.environ or _USERS_OWN.exists():
         yield unchanged
         return
     gpus = list(dict.fromkeys(gpus))
@@ -53,14 +52,10 @@ def sharing(places: Sequence[Mapping[str, str]]) -> Iterator[list[dict[str, str]
             for place in unchanged
         ]
         try:
-            works = _start(service | {_VISIBLE: ','.join(gpus)}) and _serves(given[0])
-            yield given if works else unchanged
+            started = _call([CONTROL, '-d'], service | {_VISIBLE: ','.join(gpus)})
+            yield given if started and _serves(given[0]) else unchanged
         finally:
             _call([CONTROL], service, 'quit -t 5\n')
-
-
-def _start(environment: Mapping[str, str]) -> bool:
-    return _call([CONTROL, '-d'], environment)
 
 
 def _serves(place: Mapping[str, str]) -> bool:
@@ -68,7 +63,7 @@ def _serves(place: Mapping[str, str]) -> bool:
 
 
 def _call(argv: Sequence[str], environment: Mapping[str, str], said: str = '') -> bool:
-    """Whether a program ended well, in time."""
+    """Whether a program is there and ends well, in time."""
     try:
         done = subprocess.run(
             argv,
