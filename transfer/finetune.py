@@ -74,7 +74,8 @@ class FinetuneRunner(Runner):
             from transfer.batch_detector import batch_detector
 
             self.logger.info(f'for whole batches: {", ".join(batch_detector(model)) or "nothing"}')
-        return super().wrap_model(model_wrapper_cfg, prepare_model(model))
+        bfloat16 = self.cfg.optim_wrapper.type == 'Bf16OptimWrapper'
+        return super().wrap_model(model_wrapper_cfg, prepare_model(model, bfloat16))
 
     def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
         """Build the optimizer, fused as the config says."""

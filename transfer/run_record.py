@@ -15,6 +15,7 @@ from sd_pretrain.launch import is_main_process
 from sd_pretrain.vis_backends import check_vis_backends
 from transfer.backbone import Backbone, config_arch
 from transfer.foreign_config import adopt, open_datasets
+from transfer.voc import read_list
 
 SCHEMA = 1
 # With any of these different it is another run; the second of each pair is what to call it in a message.
@@ -58,17 +59,23 @@ def config_sha256(cfg: Config) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def lists_sha256(cfg: Config) -> str:
-    """Hash the image lists of a config, its data root set: the data, wherever it is.
+def list_files(cfg: Config) -> list[Path]:
+    """The image lists of a config, its data root set, those to train on first.
 
     Raises:
         InputError: a list is not there.
     """
-    found = hashlib.sha256()
-    for dataset in voc_datasets(cfg):
-        path = Path(dataset.data_root) / dataset.ann_file
+    paths = [Path(one.data_root) / one.ann_file for one in voc_datasets(cfg)]
+    for path in paths:
         if not path.is_file():
             raise InputError(f'no {path}: put the data there, or say with --data-root where "data" is')
+    return paths
+
+
+def lists_sha256(cfg: Config) -> str:
+    """Hash the content of :func:`list_files`: the data, wherever it is."""
+    found = hashlib.sha256()
+    for path in list_files(cfg):
         found.update(hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()
 
@@ -89,6 +96,7 @@ def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
         'config': _relative(cfg.filename),
         'config_sha256': config_sha256(cfg),
         'lists_sha256': lists_sha256(cfg),
+        'images': [len(read_list(path)) for path in list_files(cfg)],
         'arch': config_arch(cfg),
         'backbone': backbone.path if backbone.arch is None else _relative(backbone.path),
         'sha256': backbone.sha256,

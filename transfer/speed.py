@@ -34,11 +34,15 @@ def check_amp(amp: bool) -> None:
         )
 
 
-def prepare_model(model: nn.Module) -> nn.Module:
+def prepare_model(model: nn.Module, bfloat16: bool = False) -> nn.Module:
     """Make a built detector or segmentor ready for a GPU or CPU, before DDP wraps it; keys stay.
 
     Losses, box coding and NMS get float32 from the heads, and RoI layers work in float32, whatever autocast
     does: bfloat16 has 8 bits, too few for coordinates and for means over many pixels.
+
+    Args:
+        model: changed in place.
+        bfloat16: whether it is trained in that; on a CPU its layout depends on it.
     """
     for name, module in model.named_modules():
         # Cascades have several: bbox_head.0.
@@ -49,14 +53,14 @@ def prepare_model(model: nn.Module) -> nn.Module:
         if hasattr(module, 'roi_layers'):
             # An extractor of mmdet rounds the RoIs to the type of its features.
             module.register_forward_pre_hook(_float32_features, with_kwargs=True)
-    if torch.cuda.is_available():
-        if hasattr(model, 'data_preprocessor'):
-            model.data_preprocessor._non_blocking = True  # mmseg's has no argument for it
-        return model.to(memory_format=torch.channels_last)
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and hasattr(model, 'data_preprocessor'):
+        model.data_preprocessor._non_blocking = True  # mmseg's has no argument for it
     head = getattr(getattr(model, 'roi_head', None), 'shared_head', None)
-    if head is not None:
+    if head is not None and not on_gpu:
         use_small_maps(head)
-    return model
+    # Channels-last is the fastest, but for float32 on a CPU, where now one is and now the other.
+    return model.to(memory_format=torch.channels_last) if on_gpu or bfloat16 else model
 
 
 def wait_less(cfg: Config) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.markdown import markdown_table
+from transfer.check_data import FULL_VOC07, FULL_VOC12
 from transfer.tasks import DATASETS, TABLE5, all_metrics
 
 ACCURACIES = {'top1': 'top-1', 'top5': 'top-5'}
@@ -28,6 +29,8 @@ PAPER = {
 }
 PAPER_ARCH = 'resnet152'
 PAPER_CONFIGS = tuple(Path(DATASETS[pair].config.format(depth=152)) for pair in TABLE5)
+# In each list, those to train on first.
+PAPER_IMAGES = {'det': [*FULL_VOC07.values()], 'seg': [*FULL_VOC12.values()]}
 _ROOT = Path(__file__).resolve().parents[1]
 _DEPTH = re.compile(r'_r\d+(?=-)')
 PAPER_NOTE = (
@@ -180,7 +183,7 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def papers_setting(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the paper's numbers can stand beside these: its network, its configs as they are.
+    """Whether the paper's numbers can stand beside these: its network and images, its configs as they are.
 
     ``--amp`` does not count, nor do tasks that the paper has not.
     """
@@ -188,6 +191,7 @@ def papers_setting(results: Sequence[Mapping[str, Any]]) -> bool:
     papers = [one for one in results if known & set(one.get('metrics') or ())]
     return bool(papers) and all(
         one.get('arch') == PAPER_ARCH
+        and one.get('images') == PAPER_IMAGES.get(one.get('task'))
         and Path(one.get('config') or '') in PAPER_CONFIGS
         and one.get('config_sha256') in _config_hashes(one['config'])
         for one in papers

@@ -152,6 +152,7 @@ def test_detection_is_broken_off_and_goes_on(backbone, data_root, tmp_path, monk
         'seed': 3,
         'task': 'det',
         'dataset': 'voc07',
+        'images': [4, 2],
         'arch': 'resnet18',
     }.items() <= result.items()
     assert result['sha256'] == read_backbone(backbone).sha256

@@ -88,6 +88,15 @@ def test_on_a_cpu_the_shared_roi_head_alone_knows_small_maps(monkeypatch):
     assert type(model.backbone[0]) is nn.Conv2d
 
 
+@pytest.mark.parametrize(
+    ('gpu', 'bfloat16', 'last'), [(False, False, False), (False, True, True), (True, False, True)]
+)
+def test_channels_last_on_a_gpu_and_where_a_cpu_trains_in_bfloat16(gpu, bfloat16, last, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: gpu)
+    weight = speed.prepare_model(nn.Sequential(nn.Conv2d(2, 2, 3)), bfloat16)[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is last
+
+
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
 def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(
@@ -103,8 +112,8 @@ def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(
     def note_loss(module, inputs):
         losses.add(inputs[0].dtype)
 
-    def watched(model):
-        prepared = prepare(model)
+    def watched(model, bfloat16):
+        prepared = prepare(model, bfloat16)
         prepared.backbone.layer3.register_forward_hook(note)
         for name, module in prepared.named_modules():
             if name.rsplit('.', 1)[-1].startswith('loss_'):
@@ -131,7 +140,7 @@ def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(
     [(DET, []), (DET, ['batched_heads=False']), (SEG, [])],
     ids=['det', 'det-image-by-image', 'seg'],
 )
-def test_weights_and_momentum_lie_as_the_device_wants_them_and_batches_are_pinned_for_a_gpu(
+def test_in_bfloat16_weights_and_momentum_lie_channels_last_and_batches_are_pinned_for_a_gpu(
     config, options, device, data_root, tmp_path, monkeypatch
 ):
     runners, pinned = [], set()
@@ -158,12 +167,11 @@ def test_weights_and_momentum_lie_as_the_device_wants_them_and_batches_are_pinne
     assert pinned == {device == 'cuda'}
     optimizer = runners[0].optim_wrapper.optimizer
     assert type(optimizer) is FusedSGD and len(optimizer.state) > 20
-    layout = torch.channels_last if device == 'cuda' else torch.contiguous_format
     for weight, state in optimizer.state.items():
         momentum = state['momentum_buffer']
         assert weight.device.type == momentum.device.type == device
         assert weight.stride() == momentum.stride()
-        assert weight.ndim < 4 or weight.is_contiguous(memory_format=layout)
+        assert weight.ndim < 4 or weight.is_contiguous(memory_format=torch.channels_last)
         assert weight.isfinite().all() and momentum.isfinite().all() and momentum.any()
     (file,) = work_dir.glob('*/vis_data/scalars.json')
     losses = [log['loss'] for log in map(json.loads, file.read_text().splitlines()) if 'loss' in log]

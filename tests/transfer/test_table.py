@@ -13,6 +13,7 @@ CONFIGS = {
     'det': 'faster-rcnn_r152-c4_8xb2_voc07.py',
     'seg': 'deeplabv3_r152-d16-syncbn_8xb1_voc12aug.py',
 }
+IMAGES = {'det': [5011, 4952], 'seg': [1464, 9118, 1449]}
 
 
 def result(name, task, seed, **metrics):
@@ -23,6 +24,7 @@ def result(name, task, seed, **metrics):
         'seed': seed,
         'config': f'configs/{task}/{CONFIGS[task]}',
         'config_sha256': config_sha256(load_config(REPO / 'configs' / task / CONFIGS[task])),
+        'images': IMAGES[task],
         'arch': 'resnet152',
         'backbone': f'{name}.pth',
         'sha256': 64 * name[0],
@@ -128,6 +130,8 @@ def test_paper_stands_beside_its_own_setting_only():
     assert not papers_setting(demo)
     assert not papers_setting(small)
     assert not papers_setting(changed)
+    fewer = [{**one, 'images': [500, 300]} for one in TWO_SEEDS]
+    assert not papers_setting(fewer)
     fpn = [{**one, 'config': 'configs/det/faster-rcnn_r152-fpn_8xb2_voc07.py'} for one in TWO_SEEDS]
     assert not papers_setting(fpn)
     text = format_table(TWO_SEEDS)
