@@ -74,6 +74,10 @@ class FinetuneRunner(Runner):
             from transfer.batch_detector import batch_detector
 
             self.logger.info(f'for whole batches: {", ".join(batch_detector(model)) or "nothing"}')
+        if self.cfg.get('task') == 'seg':
+            from transfer.seg_speed import loss_on_device
+
+            loss_on_device(model)
         bfloat16 = self.cfg.optim_wrapper.type == 'Bf16OptimWrapper'
         return super().wrap_model(model_wrapper_cfg, prepare_model(model, bfloat16))
 

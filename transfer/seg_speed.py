@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmseg.datasets.transforms import LoadAnnotations
-from mmseg.models import SegDataPreProcessor
+from mmseg.models import CrossEntropyLoss, SegDataPreProcessor
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from torch import Tensor, nn
 
 from sd_pretrain.cli import InputError
 from transfer.image_cache import ImageStore
@@ -54,7 +57,73 @@ class PaddedSegDataPreProcessor(SegDataPreProcessor):
         }
 
 
-def batch_evaluation(model: torch.nn.Module, loader: dict) -> int:
+class _LossOnDevice:
+    """Mixed into a head: the loss and the accuracy of ``BaseDecodeHead``, computed without waiting for a GPU.
+
+    mmseg reads the number of labelled pixels back, twice, and sorts the classes of each pixel.
+    """
+
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
+        """As the method that it replaces."""
+        truth = self._stack_batch_gt(batch_data_samples)
+        logits = upsample(seg_logits.float(), tuple(truth.shape[2:]), self.align_corners)
+        truth = truth.squeeze(1)
+        labelled = truth != self.ignore_index
+        count, eps = labelled.sum(), torch.finfo(torch.float32).eps
+        found: dict[str, Tensor] = {}
+        for loss in self.loss_decode if isinstance(self.loss_decode, nn.ModuleList) else [self.loss_decode]:
+            given = {'avg_factor': count} if _over_labelled(loss) else {}
+            value = loss(logits, truth, ignore_index=self.ignore_index, **given)
+            found[loss.loss_name] = found.get(loss.loss_name, 0) + value
+        hits = ((logits.max(1).indices == truth) & labelled).sum().view(1) + eps
+        return {**found, 'acc_seg': hits * (100 / (count + eps))}
+
+
+def _over_labelled(loss: nn.Module) -> bool:
+    """Whether a loss is a mean over the labelled pixels."""
+    plain = type(loss) is CrossEntropyLoss and not (loss.use_sigmoid or loss.use_mask)
+    return plain and loss.avg_non_ignore and loss.reduction == 'mean' and loss.class_weight is None
+
+
+def loss_on_device(model: nn.Module) -> list[str]:
+    """Let the heads of a built segmentor find their loss without waiting for the device; keys stay.
+
+    Returns:
+        Names of the heads, those whose loss is not mmseg's own left out.
+    """
+    changed = []
+    for name, head in model.named_modules():
+        own = isinstance(head, BaseDecodeHead) and type(head).loss_by_feat is BaseDecodeHead.loss_by_feat
+        if own and head.sampler is None:
+            head.__class__ = type(type(head).__name__, (_LossOnDevice, type(head)), {})
+            changed.append(name)
+    return changed
+
+
+def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """``F.interpolate(maps, size, mode='bilinear')`` as two matrix products, and so are its gradients.
+
+    PyTorch's backward pass adds up pixel by pixel.
+
+    Args:
+        maps: ``(N, C, h, w)``, not of half precision: the weights would be rounded.
+        size: ``(H, W)``.
+        align_corners: as of ``F.interpolate``.
+    """
+    rows, columns = (
+        F.interpolate(
+            torch.eye(old, dtype=maps.dtype, device=maps.device)[None],
+            new,
+            mode='linear',
+            align_corners=align_corners,
+        )[0]
+        for old, new in zip(maps.shape[2:], size, strict=True)
+    )
+    with torch.autocast(maps.device.type, enabled=False):
+        return rows.t() @ (maps @ columns)
+
+
+def batch_evaluation(model: nn.Module, loader: dict) -> int:
     """Let a segmentor be evaluated in batches, if its test images are padded to one size.
 
     What is predicted is the same as from batches of one.
