@@ -68,7 +68,7 @@ def group_runs(arguments: Sequence[str]) -> dict[str, dict[int | str, LoggedRun]
     groups: dict[str, dict[int | str, LoggedRun]] = {}
     places: dict[str, Path] = {}
     for argument in arguments:
-        name, equals, where = argument.partition('=')
+        name, equals, where = ('', '', argument) if Path(argument).is_dir() else argument.partition('=')
         path = Path(where if equals else argument)
         seeds = sorted(one for one in path.glob('seed*') if one.is_dir() and _SEED.fullmatch(one.name))
         folders = seeds or [path]

@@ -173,7 +173,8 @@ def _tested_on(cfg: Config | None) -> dict[str, Any]:
     dataset = (cfg.get('val_dataloader') or cfg.get('test_dataloader')).dataset
     return {
         'dataset': dataset.get('type'),
-        'image list': str(dataset.get('ann_file', '')),
+        # Without a list of images it is all of a folder.
+        'image list': dataset.get('ann_file') or dataset.get('data_prefix') or dataset.get('split') or '',
         'evaluation': _evaluators(cfg.get('val_evaluator') or cfg.get('test_evaluator')),
     }
 

@@ -231,3 +231,20 @@ def test_a_class_that_no_test_image_shows_has_no_value(tmp_path):
     path.write_text(path.read_text().replace('NaN', '0.5'))
     with pytest.raises(InputError, match=r'a: coco/cow_precision of the last evaluation is nan'):
         compare_runs(group_runs(runs))
+
+
+def test_runs_on_other_folders_of_images_are_refused(tmp_path):
+    runs = [leave(tmp_path / name, [0.5]) for name in ('val', 'train')]
+    for run in runs:
+        folder = f'data_prefix=dict(img_path="images/{run.name}")'
+        config = run / 'config.py'
+        config.write_text(config.read_text().replace("ann_file='test.txt'", folder))
+    with pytest.raises(
+        InputError, match='cannot be compared: image list is .*images/val.* and .*images/train'
+    ):
+        compare_runs(group_runs(list(map(str, runs))))
+
+
+def test_a_folder_with_an_equals_sign_in_its_name(tmp_path):
+    run = str(leave(tmp_path / 'lr=0.01', [0.5]))
+    assert list(group_runs([run, f'B={run}'])) == ['lr=0.01', 'B']
