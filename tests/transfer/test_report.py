@@ -325,6 +325,11 @@ def test_difficult_objects_are_dashed_and_say_so():
     assert 0.45 < edge.mean() < 0.6
 
 
+@pytest.mark.parametrize('box', [(40, 50, 41, 100), (40, 50, 120, 51), (160, 50, 160, 100)])
+def test_boxes_of_a_pixel_or_none_are_drawn(box):
+    assert draw_boxes(Image.new('RGB', (500, 375)), [Detection('dog', box, 0.5)]).size == (480, 360)
+
+
 def test_large_images_shrink():
     assert draw_boxes(Image.new('RGB', (960, 640)), []).size == (480, 320)
 
