@@ -10,6 +10,7 @@ from PIL import Image
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.curves import read_curves
+from transfer.charts import class_chart, recall_chart
 from transfer.draw import Detection, classes_in, draw_boxes, draw_mask
 from transfer.provenance import collect_provenance
 from transfer.report import duration, resolved_classes, write_report
@@ -239,6 +240,20 @@ def test_colours_all_come_from_the_page(report):
             'none',
             *(f'var(--{name})' for name in ('ink', 'grid', 'series-0', 'series-1')),
         }
+
+
+def test_eight_backbones_have_names_and_looks_of_their_own():
+    names = [f'backbone number {index}' for index in range(8)]
+    bars = class_chart('bars', {name: {'cow': 0.5, 'dog': 0.5} for name in names}, 'AP')
+    lines = recall_chart('lines', {name: {'cow': np.ones(3)} for name in names})
+    for svg in (bars, lines):
+        width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
+        places = re.findall(r' x="([\d.]+)"[^>]*>backbone number \d<', svg)
+        assert len(places) == 8 and all(float(x) + 6 * len(names[0]) < width for x in places)
+    looks = re.findall(r'style="(fill: var\(--series-\d\)[^"]*)"', bars)
+    assert len(set(looks)) == 8
+    looks = re.findall(r'style="fill: none;( [^"]*stroke: var\(--series-\d\)[^"]*)"', lines)
+    assert len({re.sub(' stroke-line(cap|join): [^;"]*;?', '', look) for look in looks}) == 8
 
 
 def test_report_of_a_checkpoint_alone_has_no_empty_sections(tmp_path):
