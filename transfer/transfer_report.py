@@ -20,7 +20,6 @@ from transfer.predictions import load_predictions
 from transfer.provenance import collect_provenance
 from transfer.report import write_report
 from transfer.table5_json import build_table5
-from transfer.voc import CLASSES
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,11 @@ def recall_curves(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, n
         stored = load_predictions(one['work_dir'], 'det')
         if stored is None:
             return {}
-        for label, name in enumerate(CLASSES):
+        # A config may have other classes than VOC's twenty, or another order; those with a box are named.
+        labels = np.flatnonzero(stored[0].boxes.sum(0))
+        for name, label in zip(one['per_class'], labels, strict=True):
             curve = precision_recall(stored[0], label)
-            if curve is not None:
-                found.setdefault(one['name'], {}).setdefault(name, []).append(curve)
+            found.setdefault(one['name'], {}).setdefault(name, []).append(curve)
     return {
         name: {label: np.mean(some, axis=0) for label, some in by_class.items()}
         for name, by_class in found.items()

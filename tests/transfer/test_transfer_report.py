@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sd_pretrain.cli import InputError
-from transfer.transfer_report import costs, draw_samples, note_transfer, report_transfer
+from transfer.bootstrap import Detections
+from transfer.predictions import save_predictions
+from transfer.transfer_report import costs, draw_samples, note_transfer, recall_curves, report_transfer
 
 REPO = Path(__file__).parents[2]
 
@@ -95,6 +98,18 @@ def finished(work_dir, name, **more):
     result |= {'metrics': metrics, **more}
     (run / 'result.json').write_text(json.dumps(result))
     return result | {'work_dir': str(run)}
+
+
+def test_recall_curves_have_the_names_of_the_configs_own_classes(tmp_path):
+    per_class = {'person': 1.0, 'cat': 0.5}
+    one = finished(tmp_path, 'BL', per_class=per_class)
+    boxes = np.array([[1, 0, 0], [0, 0, 2]])  # none of the class between
+    found = Detections(
+        np.array([0, 1]), np.array([0, 2]), np.array([0.9, 0.8]), np.array([True, True]), boxes
+    )
+    save_predictions(one['work_dir'], found, ['000001', '000002'])
+    curves = recall_curves([one])['BL']
+    assert {name: curve.mean().round(2) for name, curve in curves.items()} == {'person': 1.0, 'cat': 0.5}
 
 
 def test_without_checkpoints_the_report_says_why_it_has_no_pictures(tmp_path):
