@@ -240,7 +240,7 @@ def _is_demo(config: str) -> bool:
 
 
 def _dataset(result: Mapping[str, Any]) -> str:
-    if _is_demo(result.get('config', '')):
+    if table.on_demo_data(result):
         return _DEMO
     known = DATASETS.get((result['task'], result.get('dataset')))
     return known.card if known else result.get('dataset', '')

@@ -179,15 +179,21 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
+def on_demo_data(result: Mapping[str, Any]) -> bool:
+    """Whether a ``result.json`` is of the emoji world, whatever the config."""
+    return result.get('demo', 'demo' in Path(result.get('config') or '').parts)
+
+
 def papers_setting(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the paper's numbers can stand beside these: its network, its configs as they are.
+    """Whether the paper's numbers can stand beside these: its network, its data, its configs as they are.
 
     ``--amp`` does not count, nor do tasks that the paper has not.
     """
     known = {metric for values in PAPER.values() for metric in values}
     papers = [one for one in results if known & set(one.get('metrics') or ())]
     return bool(papers) and all(
-        one.get('arch') == PAPER_ARCH
+        not on_demo_data(one)
+        and one.get('arch') == PAPER_ARCH
         and Path(one.get('config') or '') in PAPER_CONFIGS
         and one.get('config_sha256') in _config_hashes(one['config'])
         for one in papers

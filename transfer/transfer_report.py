@@ -19,6 +19,7 @@ from transfer.image_scores import most_different, precision_recall
 from transfer.predictions import load_predictions
 from transfer.provenance import collect_provenance
 from transfer.report import write_report
+from transfer.table import on_demo_data
 from transfer.table5_json import build_table5
 
 
@@ -57,7 +58,7 @@ def note_transfer(
     Raises:
         InputError: see :func:`transfer.table5_json.build_table5`.
     """
-    demo = all('demo' in Path(one.get('config') or '').parts for one in results)
+    demo = all(map(on_demo_data, results))
     before = _noted(work_dir)
     commands = list(dict.fromkeys([*before.get('commands', []), *commands]))
     curves = before.get('curves', {}) | {name: str(folder) for name, folder in (curves or {}).items()}

@@ -128,6 +128,7 @@ def test_paper_stands_beside_its_own_setting_only():
     assert not papers_setting(demo)
     assert not papers_setting(small)
     assert not papers_setting(changed)
+    assert not papers_setting([{**one, 'demo': True} for one in TWO_SEEDS])
     fpn = [{**one, 'config': 'configs/det/faster-rcnn_r152-fpn_8xb2_voc07.py'} for one in TWO_SEEDS]
     assert not papers_setting(fpn)
     text = format_table(TWO_SEEDS)
