@@ -26,6 +26,8 @@ PAPER = {
     'BL': {'top1': 0.7883, 'top5': 0.9434, 'mAP_11point': 0.7349, 'mIoU': 0.7753},
     'SD': {'top1': 0.7907, 'top5': 0.9445, 'mAP_11point': 0.7493, 'mIoU': 0.7797},
 }
+# What :func:`transfer.transfer_report.note_transfer` writes.
+NOTED = 'transfer.json'
 PAPER_ARCH = 'resnet152'
 PAPER_CONFIGS = tuple(Path(DATASETS[pair].config.format(depth=152)) for pair in TABLE5)
 _ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +87,8 @@ class Row:
 def collect(root: str | Path, first: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Read every ``<task>_<dataset>/<name>/seed<k>/result.json`` under a transfer work dir.
 
-    Those of the backbones ``first`` come first, in that order. Each gets its folder, as ``work_dir``.
+    Those of the backbones ``first`` come first, in that order, then the others as in the last report, its
+    baseline first. Each gets its folder, as ``work_dir``.
 
     Raises:
         InputError: ``root`` is missing, or a result does not parse or lacks an entry.
@@ -107,8 +110,17 @@ def collect(root: str | Path, first: Iterable[str] = ()) -> list[dict[str, Any]]
                 f'{path} lacks {", ".join(sorted(missing))}; delete it and run tools/transfer.sh again'
             )
         results.append(result | {'work_dir': str(path.parent)})
-    places = {name: place for place, name in enumerate(first)}
+    order = list(dict.fromkeys([*first, *_last_order(root)]))
+    places = {name: place for place, name in enumerate(order)}
     return sorted(results, key=lambda one: places.get(one['name'], len(places)))
+
+
+def _last_order(root: Path) -> list[str]:
+    """Names of the backbones of a work dir's last report; without one the paper's baseline."""
+    try:
+        return [one['name'] for one in json.loads((root / NOTED).read_text())['backbones']]
+    except (OSError, ValueError, KeyError):
+        return ['BL']
 
 
 def rows(

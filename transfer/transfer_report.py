@@ -19,7 +19,7 @@ from transfer.image_scores import most_different, precision_recall
 from transfer.predictions import load_predictions
 from transfer.provenance import collect_provenance
 from transfer.report import write_report
-from transfer.table import on_demo_data
+from transfer.table import NOTED, on_demo_data
 from transfer.table5_json import build_table5
 
 
@@ -33,7 +33,6 @@ class Confusion:
     classes: list[str]
 
 
-_FILE = 'transfer.json'
 _DRAWN = {'det': samples.detection_samples, 'seg': samples.segmentation_samples}
 
 
@@ -65,7 +64,7 @@ def note_transfer(
     curves = {name: folder for name, folder in curves.items() if Path(folder).is_dir()}
     content = build_table5(results, data='demo' if demo else 'real', stages=[])
     content |= {'commands': commands, 'curves': curves}
-    write_json(work_dir / _FILE, content)
+    write_json(work_dir / NOTED, content)
     return content
 
 
@@ -196,7 +195,7 @@ def quiet(log: Path) -> Iterator[None]:
 
 def _noted(work_dir: Path) -> dict[str, Any]:
     """What the last report of a work dir has noted."""
-    path = work_dir / _FILE
+    path = work_dir / NOTED
     if not path.is_file():
         return {}
     try:

@@ -12,6 +12,7 @@ import pytest
 from sd_pretrain.cli import InputError
 from transfer.bootstrap import Detections
 from transfer.predictions import save_predictions
+from transfer.table import collect
 from transfer.transfer_report import costs, draw_samples, note_transfer, recall_curves, report_transfer
 
 REPO = Path(__file__).parents[2]
@@ -158,6 +159,18 @@ def test_a_baseline_that_is_not_there_is_refused(tmp_path):
     said = subprocess.run(tool, cwd=REPO, capture_output=True, text=True, env=environment)
     assert said.returncode == 2
     assert said.stderr == "error: no results of the baseline 'BK'; there are BL\n"
+
+
+def test_a_report_written_again_has_the_same_baseline(tmp_path):
+    for name in ('NEW', 'OLD', 'BL', 'ALSO'):
+        finished(tmp_path, name)
+    assert next(iter(collect(tmp_path)))['name'] == 'BL', 'without a report'
+    note_transfer(tmp_path, collect(tmp_path, first=['OLD', 'NEW']), [])
+    assert [one['name'] for one in collect(tmp_path)] == ['OLD', 'NEW', 'BL', 'ALSO']
+    assert [one['name'] for one in collect(tmp_path, first=['ALSO'])] == ['ALSO', 'OLD', 'NEW', 'BL']
+    tool = [sys.executable, 'tools/report.py', tmp_path]
+    subprocess.run(tool, cwd=REPO, env={**os.environ, 'PYTHONPATH': str(REPO)}, check=True)
+    assert json.loads((tmp_path / 'transfer.json').read_text())['backbones'][0]['name'] == 'OLD'
 
 
 def test_costs():
