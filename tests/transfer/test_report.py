@@ -242,6 +242,16 @@ def test_colours_all_come_from_the_page(report):
         }
 
 
+def test_samples_name_their_own_baseline_where_the_tables_has_not_run_the_task(tmp_path):
+    results = [result('BL', 'seg', 0, {'mIoU': 0.5}, {'dog': 0.5})]
+    results += [result(name, 'det', 0, {'mAP_11point': 0.5}, {'dog': 0.5}) for name in ('SD', 'SE')]
+    photo = Image.new('RGB', (16, 12))
+    panels = tuple(Panel(title, photo, title) for title in ('truth', 'SD', 'SE'))
+    samples = {'det': [Sample('000001', panels, 'F1: SD 0.10, SE 0.90')]}
+    path = write_report(build_table5(results, data='real', stages=[]), tmp_path / 'r.html', samples=samples)
+    assert 'on which the backbones differ most from SD,' in path.read_text()
+
+
 def test_eight_backbones_have_names_and_looks_of_their_own():
     names = [f'backbone number {index}' for index in range(8)]
     bars = class_chart('bars', {name: {'cow': 0.5, 'dog': 0.5} for name in names}, 'AP')
@@ -267,7 +277,7 @@ def test_report_of_a_checkpoint_alone_has_no_empty_sections(tmp_path):
 
 
 def test_report_says_what_its_numbers_are(table5, tmp_path):
-    panels = (Panel('truth', Image.new('RGB', (8, 8)), 'truth: dog'),)
+    panels = [Panel(one, Image.new('RGB', (8, 8)), f'{one}: dog') for one in ('truth', 'BL', 'SD')]
     samples = {'det': [Sample('000001', panels, 'F1: BL 0.50, SD 1.00')]}
     recall = {'BL': {'dog': np.linspace(1, 0, 101)}}
     text = write_report(table5, tmp_path / 'report.html', samples=samples, recall=recall).read_text()
