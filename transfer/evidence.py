@@ -163,7 +163,7 @@ def _interval(
 ) -> Interval | None:
     """The interval of a difference over what is known: seeds, images (``resampled`` of both) or both."""
     seeds = seed_difference(ours, theirs)
-    scatter = seeds is not None and seeds.error > 0
+    scatter = seeds is not None and seeds.error > _ROUNDING
     if resampled is None:
         return seeds if scatter else None  # equal runs are no evidence that other images would say the same
     error = image_error(*resampled, paired=seeds is not None and seeds.paired)

@@ -166,4 +166,16 @@ def test_one_image_is_no_certainty(tmp_path):
 def test_three_runs_against_one_are_not_one_run_each(tmp_path):
     results = [run(tmp_path, 'BL', 'seg', seed, 0.5, stored=False) for seed in range(3)]
     (one,) = compare([*results, run(tmp_path, 'SD', 'seg', 0, 0.6, stored=False)])
-    assert one.verdict.text == 'SD unknown: mIoU, a single run, and nothing known of other test images'
+    assert one.verdict.text == 'SD unknown: mIoU, how much runs and test images scatter is not known'
+
+
+def test_differences_that_are_equal_but_for_rounding_are_no_scatter():
+    values = {'BL': (0.1, 0.1 + 0.2), 'SD': (0.1 + 0.2, 0.5)}
+    results = [
+        {'name': name, 'task': 'seg', 'seed': seed, 'metrics': {'mIoU': value}}
+        for name, some in values.items()
+        for seed, value in enumerate(some)
+    ]
+    (one,) = compare(results)
+    assert 0 < seed_difference(*(dict(enumerate(some)) for some in values.values())).error < 1e-15
+    assert one.interval is None and one.verdict.kind == 'unknown'
