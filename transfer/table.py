@@ -181,12 +181,13 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
         seen: dict[str, str] = {}
         for one in results:
             group = ' '.join(one[part] for part in parts if one.get(part) is not None)
-            if one.get(key) is None or not group:
+            if key not in one or not group:
                 continue
-            first = seen.setdefault(group, one[key])
-            if _DEPTH.sub('_r', first) != _DEPTH.sub('_r', one[key]):
+            found = one[key] or 'none'  # random weights are a backbone, too
+            first = seen.setdefault(group, found)
+            if _DEPTH.sub('_r', first) != _DEPTH.sub('_r', found):
                 raise InputError(
-                    f'results of {group!r} come from two {what}: {first} and {one[key]}; '
+                    f'results of {group!r} come from two {what}: {first} and {found}; '
                     'delete the ones that are not meant, or keep them in another work dir'
                 )
 
