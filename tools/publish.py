@@ -24,7 +24,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--results', nargs='+', type=Path, default=[], metavar='DIR', help='work dirs of tools/transfer.sh'
     )
-    parser.add_argument('--baseline', default='BL', help='what the results are compared with (default: BL)')
+    parser.add_argument(
+        '--baseline',
+        default='BL',
+        help='what the results are compared with (default: BL, or as in their report)',
+    )
     parser.add_argument('--license', default='other', help=f'one of {", ".join(LICENSES)}')
     args = parser.parse_args(argv)
     done = publish(args.work_dir, args.out, args.results, args.license, args.baseline)

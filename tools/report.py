@@ -12,12 +12,12 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog='tools/report.py', description=__doc__)
     parser.add_argument('work_dir', type=Path, help='of tools/transfer.sh')
-    parser.add_argument('--baseline', help='default: BL where there is one, else the first by name')
+    parser.add_argument('--baseline', help='default: as in the report that is there')
     args = parser.parse_args(argv)
     from transfer import table
     from transfer.transfer_report import note_transfer, report_transfer
 
-    results = table.collect(args.work_dir, first=[args.baseline or 'BL'])
+    results = table.collect(args.work_dir, first=[args.baseline] if args.baseline else [])
     table.rows(results, args.baseline)  # refuses one that is not there
     report_transfer(args.work_dir, results, note_transfer(args.work_dir, results, []))
     print(args.work_dir / 'report.html')

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
@@ -92,7 +92,7 @@ def _line_chart(
         axes.set_xlabel('epoch')
         axes.set_ylabel(label)
         axes.set_xlim(left=0)
-        figure.legend(loc='outside upper left', ncols=4, handlelength=2.6)
+        _legend(figure, handlelength=2.6)
         return _svg(figure, slug)
 
 
@@ -123,12 +123,14 @@ def class_chart(slug: str, per_class: Mapping[str, Mapping[str, float]], label: 
         for index, (name, values) in enumerate(per_class.items()):
             at = [row + (index - (len(per_class) - 1) / 2) * thickness for row in range(len(classes))]
             widths = [100 * values.get(one, 0.0) for one in classes]
-            axes.barh(at, widths, height=0.9 * thickness, color=_colour(index), label=name)
+            # Those of a second round of colours are pale.
+            alpha = None if index // len(_SERIES) % 2 == 0 else 0.45
+            axes.barh(at, widths, height=0.9 * thickness, color=_colour(index), alpha=alpha, label=name)
         axes.set_yticks(range(len(classes)), classes)
         axes.set_ylim(len(classes) - 0.4, -0.6)
         axes.tick_params(axis='y', length=0)
         axes.set_xlabel(label)
-        figure.legend(loc='outside upper left', ncols=4, handlelength=1.2)
+        _legend(figure, handlelength=1.2)
         return _svg(figure, slug)
 
 
@@ -184,7 +186,7 @@ def recall_chart(slug: str, curves: Mapping[str, Mapping[str, np.ndarray]]) -> s
             axes.set_ylim(0, 103)
         figure.supxlabel('recall (%)')
         figure.supylabel('precision (%)')
-        figure.legend(loc='outside upper left', ncols=4, handlelength=2.6)
+        _legend(figure, handlelength=2.6)
         return _svg(figure, slug)
 
 
@@ -223,7 +225,19 @@ def _colour(index: int) -> str:
 
 
 def _style(index: int) -> object:
-    return _STYLES[index % len(_STYLES)]
+    """Style of a line: no two alike with their colours up to the 36th."""
+    return _STYLES[(index + index // len(_SERIES)) % len(_STYLES)]
+
+
+def _legend(figure: Figure, handlelength: float) -> None:
+    """A legend above the charts, in as many columns as there is room for, and room for its rows."""
+    names = [str(name) for axes in figure.axes for name in axes.get_legend_handles_labels()[1]]
+    # In inches: a letter is about 0.6 of the font's size wide; room for the handle and between columns.
+    letter = 0.6 * rcParams['font.size'] / 72
+    column = letter * max(map(len, names), default=1) + 0.9
+    ncols = max(1, min(4, int(figure.get_figwidth() / column)))
+    figure.set_figheight(figure.get_figheight() + 0.25 * (-(-len(names) // ncols) - 1))
+    figure.legend(loc='outside upper left', ncols=ncols, handlelength=handlelength)
 
 
 def _svg(figure: Figure, slug: str) -> str:

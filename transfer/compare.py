@@ -68,7 +68,7 @@ def group_runs(arguments: Sequence[str]) -> dict[str, dict[int | str, LoggedRun]
     groups: dict[str, dict[int | str, LoggedRun]] = {}
     places: dict[str, Path] = {}
     for argument in arguments:
-        name, equals, where = argument.partition('=')
+        name, equals, where = ('', '', argument) if Path(argument).is_dir() else argument.partition('=')
         path = Path(where if equals else argument)
         seeds = sorted(one for one in path.glob('seed*') if one.is_dir() and _SEED.fullmatch(one.name))
         folders = seeds or [path]
@@ -116,11 +116,11 @@ def compare_runs(
 
     Args:
         groups: of :func:`group_runs`.
-        metrics: names as logged; default: all that every run has.
+        metrics: names as logged; default: all that every run has, but for those without a number in any.
 
     Raises:
-        InputError: a run has not come to its end, or lacks a metric (lists those it has). Or see
-            :func:`require_same_test`.
+        InputError: a run has not come to its end, lacks a metric (lists those it has), or its value is no
+            number. Or see :func:`require_same_test`.
     """
     require_same_test(groups)
     runs = [run for group in groups.values() for run in group.values()]
@@ -137,11 +137,15 @@ def compare_runs(
                 'the runs share no metric: '
                 + '; '.join(f'{r.work_dir} has {", ".join(r.metrics)}' for r in runs)
             )
+        known = [name for name in metrics if any(math.isfinite(run.metrics[name]) for run in runs)]
+        metrics = known or metrics
     lines = []
     for metric in metrics:
         for run in runs:
             if metric not in run.metrics:
                 raise InputError(f'{run.work_dir} has no metric {metric}; it has {", ".join(run.metrics)}')
+            if not math.isfinite(run.metrics[metric]):
+                raise InputError(f'{run.work_dir}: {metric} of the last evaluation is {run.metrics[metric]}')
         first: dict[int | str, float] | None = None
         for name, group in groups.items():
             values = {seed: run.metrics[metric] for seed, run in group.items()}

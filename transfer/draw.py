@@ -60,7 +60,7 @@ def draw_boxes(image: Image.Image, detections: Sequence[Detection]) -> Image.Ima
     ordered = sorted(detections, key=lambda one: one.score or 0.0)
     for one in ordered:
         box = [factor * edge for edge in one.box]
-        inner = [box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1]
+        inner = [box[0] + 1, box[1] + 1, max(box[0] + 1, box[2] - 1), max(box[1] + 1, box[3] - 1)]
         if one.difficult:
             _draw_dashes(canvas, inner, box_colour(one.name))
             continue

@@ -31,6 +31,8 @@ _RESAMPLED: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]
     'seg': (resampled_miou, resampled_iou),
     'probe': (resampled_class_map, resampled_class_aps),
 }
+# Metrics are fractions: what float64 leaves of equal ones.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Comparison:
         metric: the metric, its name in ``result.json``.
         value: difference of the means.
         interval: over the seeds where both have several, and over the test images where the predictions of
-            all runs are stored; ``None`` without either.
+            all runs are stored; ``None`` where neither shows any scatter.
         verdict: in words.
     """
 
@@ -126,7 +128,7 @@ def compare_classes(
         resamples: number of bootstrap resamples of the test images.
 
     Returns:
-        One entry for each class that all runs have a value of; none where no uncertainty is known.
+        One entry for each class that all runs have a value of, and whose uncertainty is known.
 
     Raises:
         InputError: runs of the task were tested on different images.
@@ -161,12 +163,13 @@ def _interval(
 ) -> Interval | None:
     """The interval of a difference over what is known: seeds, images (``resampled`` of both) or both."""
     seeds = seed_difference(ours, theirs)
-    if seeds is not None and seeds.error == 0 and resampled is None:
-        return None  # equal runs are no evidence that other images would say the same
+    scatter = seeds is not None and seeds.error > _ROUNDING
     if resampled is None:
-        return seeds
+        return seeds if scatter else None  # equal runs are no evidence that other images would say the same
     error = image_error(*resampled, paired=seeds is not None and seeds.paired)
     value = float(np.mean(list(ours.values())) - np.mean(list(theirs.values())))
+    if value and not scatter and error < _ROUNDING:
+        return None  # one image, or all that has the class, in every resample
     return replace(seeds or Interval(value, 0.0, np.inf, (len(ours), len(theirs))), image_error=error)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from sd_pretrain.cli import InputError
 
 # What mmengine logs beside the metrics of an evaluation.
 _NO_METRIC = {'step', 'epoch', 'iter', 'time', 'data_time', 'memory', 'lr', 'base_lr', 'loss', 'momentum'}
-_EVALUATION = re.compile(r'\b(?:Epoch|Iter)\((?:val|test)\) *(?:\[ *\d+\])? *\[ *\d+/\d+\](?P<rest>.*)')
-_VALUE = re.compile(r'(?P<key>[^\s:]+): (?P<value>-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf))(?=\s|$)', re.I)
+_TRAINING = re.compile(r'\bIter\(train\) *\[ *(?P<step>\d+)/\d+\]')
+_EVALUATION = re.compile(
+    r'\b(?:Epoch|Iter)\((?:val|test)\) *(?:\[ *(?P<step>\d+)\])? *\[ *\d+/\d+\](?P<rest>.*)'
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class LoggedRun:
 
     Args:
         work_dir: where they are.
-        metrics: by name the last value of each metric, in the unit of the log.
+        metrics: by name the last value of each metric, in the unit of the log; NaN for a class that no
+            test image shows.
         tested_on: what is known of the evaluation: the dataset, its image list, the evaluators' settings.
         evaluated_at: epoch or iteration of the last evaluation, where the log says it.
         planned: epochs or iterations of the whole training, where the config says it.
@@ -52,8 +56,7 @@ def read_run(work_dir: str | Path) -> LoggedRun:
         work_dir: a work dir with ``<timestamp>`` folders, or one of these.
 
     Raises:
-        InputError: there is no such folder, no log in it, or no evaluation in the log; or the last value of a
-            metric is no number.
+        InputError: there is no such folder, no log in it, or no evaluation in the log.
     """
     work_dir = Path(work_dir)
     if not work_dir.is_dir():
@@ -66,35 +69,39 @@ def read_run(work_dir: str | Path) -> LoggedRun:
     for path in scalars:
         found, step = _last_of_scalars(path)
         metrics |= found
-        evaluated_at = step if step is not None else evaluated_at
+        evaluated_at = step or evaluated_at
     # A half-written or foreign scalars.json may have no evaluation; the text has the rounded values.
     if not metrics:
         for path in texts:
-            metrics |= _last_of_text(path)
+            found, step = _last_of_text(path)
+            metrics |= found
+            evaluated_at = step or evaluated_at
     if not scalars and not texts:
         raise InputError(
             f'{work_dir} holds no log of mmengine: neither vis_data/scalars.json nor a .log file'
         )
     if not metrics:
         raise InputError(f'{work_dir} has a log, but no evaluation in it yet')
-    wrong = [key for key, value in metrics.items() if not math.isfinite(value)]
-    if wrong:
-        raise InputError(f'{work_dir}: {", ".join(wrong)} of the last evaluation is {metrics[wrong[0]]}')
     cfg = _config(work_dir)
-    train = (cfg.get('train_cfg') if cfg else None) or {}
-    planned = train.get('max_epochs') or train.get('max_iters')
+    planned, lag = _planned(cfg)
+    if planned and evaluated_at and planned - lag <= evaluated_at:
+        evaluated_at = planned
     return LoggedRun(work_dir, metrics, _tested_on(cfg), evaluated_at, planned)
 
 
-def _last_of_scalars(path: Path) -> tuple[dict[str, float], int | None]:
+def _last_of_scalars(path: Path) -> tuple[dict[str, float], int]:
+    """The last metrics, and the epoch or iteration of their evaluation; 0 where that is not known."""
     last: dict[str, float] = {}
-    step = None
+    step = trained = 0
     for text in path.read_text(errors='replace').splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             continue  # the last line of a run that was killed while it wrote
-        if not isinstance(line, dict) or 'loss' in line:
+        if not isinstance(line, dict):
+            continue
+        if 'loss' in line:
+            trained = line.get('iter', trained)
             continue
         found = {
             key: float(value)
@@ -105,21 +112,34 @@ def _last_of_scalars(path: Path) -> tuple[dict[str, float], int | None]:
             and not key.startswith(('loss', 'lr', 'train/'))
         }
         # An evaluation logs the step that it comes after; what is logged while training has the epoch too.
-        if 'epoch' not in line and 'iter' not in line:
+        if found and 'epoch' not in line and 'iter' not in line:
             last |= found
-            step = line.get('step', step) if found else step
+            # 0 in runs by iterations, where mmengine's LoggerHook is not told so (log_metric_by_epoch).
+            step = line.get('step') or trained
     return last, step
 
 
-def _last_of_text(path: Path) -> dict[str, float]:
+def _last_of_text(path: Path) -> tuple[dict[str, float], int]:
     last: dict[str, float] = {}
+    step = trained = 0
     for line in path.read_text(errors='replace').splitlines():
+        if training := _TRAINING.search(line):
+            trained = int(training['step'])
         match = _EVALUATION.search(line)
-        if match is None:
-            continue
-        pairs = ((one['key'], float(one['value'])) for one in _VALUE.finditer(match['rest']))
-        last |= {key: value for key, value in pairs if key not in _NO_METRIC and key != 'eta'}
-    return last
+        found = dict(_values(match['rest'])) if match else {}
+        if found:
+            last |= found
+            step = int(match['step'] or trained)
+    return last, step
+
+
+def _values(text: str) -> Iterator[tuple[str, float]]:
+    """Metrics of a line of the text log, two spaces apart; names of classes may have one in them."""
+    for part in re.split(r' {2,}|\t', text):
+        key, _, value = part.strip().rpartition(': ')
+        with suppress(ValueError):
+            if key and key not in _NO_METRIC:
+                yield key, float(value)
 
 
 def _config(work_dir: Path) -> Config | None:
@@ -134,6 +154,18 @@ def _config(work_dir: Path) -> Config | None:
     return None
 
 
+def _planned(cfg: Config | None) -> tuple[int | None, int]:
+    """Epochs or iterations of the whole training, if that is certain, and how far the log may lag behind."""
+    cfg = cfg or {}
+    train = cfg.get('train_cfg') or {}
+    if any(hook.get('type') == 'EarlyStoppingHook' for hook in cfg.get('custom_hooks') or ()):
+        return None, 0
+    if not train.get('max_iters'):
+        return train.get('max_epochs'), 0
+    logger = (cfg.get('default_hooks') or {}).get('logger') or {}
+    return train['max_iters'], logger.get('interval', 10) - 1
+
+
 def _tested_on(cfg: Config | None) -> dict[str, Any]:
     """What a config says of the test images and the metrics."""
     if cfg is None:
@@ -141,7 +173,8 @@ def _tested_on(cfg: Config | None) -> dict[str, Any]:
     dataset = (cfg.get('val_dataloader') or cfg.get('test_dataloader')).dataset
     return {
         'dataset': dataset.get('type'),
-        'image list': str(dataset.get('ann_file', '')),
+        # Without a list of images it is all of a folder.
+        'image list': dataset.get('ann_file') or dataset.get('data_prefix') or dataset.get('split') or '',
         'evaluation': _evaluators(cfg.get('val_evaluator') or cfg.get('test_evaluator')),
     }
 

@@ -195,13 +195,16 @@ def metafile(facts: Facts) -> str:
     if facts.accuracies:
         metrics = {_ACCURACIES[key]: round(100 * value, 2) for key, value in facts.accuracies.items()}
         results.append({'Task': 'Image Classification', 'Dataset': data, 'Metrics': metrics})
-    grouped: dict[tuple[str, str], dict[str, float]] = {}
+    transfers: list[dict[str, Any]] = []
     for one in facts.transfers.values:
-        key = (TASKS[one.task].openmmlab, one.dataset)
-        grouped.setdefault(key, {})[all_metrics()[one.metric].title] = round(100 * one.value, 2)
-    results += [
-        {'Task': task, 'Dataset': dataset, 'Metrics': metrics} for (task, dataset), metrics in grouped.items()
-    ]
+        title = all_metrics()[one.metric].title
+        head = {'Task': TASKS[one.task].openmmlab, 'Dataset': one.dataset}
+        # Another work dir may have the same metric, of another detector.
+        fits = (part for part in transfers if part.items() >= head.items() and title not in part['Metrics'])
+        entry = next(fits, None)
+        if entry is None:
+            transfers.append(entry := head | {'Metrics': {}})
+        entry['Metrics'][title] = round(100 * one.value, 2)
     collection = 'Snapshot Distillation'
     entry = {
         'Collections': [
@@ -227,7 +230,7 @@ def metafile(facts: Facts) -> str:
                     'Batch Size': facts.recipe['total batch'],
                     'Parameters': facts.parameters,
                 },
-                'Results': results,
+                'Results': [*results, *transfers],
                 'Weights': facts.pth,
             }
         ],
@@ -240,7 +243,7 @@ def _is_demo(config: str) -> bool:
 
 
 def _dataset(result: Mapping[str, Any]) -> str:
-    if _is_demo(result.get('config', '')):
+    if table.on_demo_data(result):
         return _DEMO
     known = DATASETS.get((result['task'], result.get('dataset')))
     return known.card if known else result.get('dataset', '')

@@ -14,7 +14,7 @@ from sd_pretrain.cli import InputError, read_config
 from sd_pretrain.launch import is_main_process
 from sd_pretrain.vis_backends import check_vis_backends
 from transfer.backbone import Backbone, config_arch
-from transfer.foreign_config import adopt, open_datasets
+from transfer.foreign_config import adopt, data_folder, open_datasets
 from transfer.voc import read_list
 
 SCHEMA = 1
@@ -97,6 +97,8 @@ def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
         'config_sha256': config_sha256(cfg),
         'lists_sha256': lists_sha256(cfg),
         'images': [len(read_list(path)) for path in list_files(cfg)],
+        # The emoji world says what it is, beside VOCdevkit.
+        'demo': (data_folder(voc_datasets(cfg)[-1]).parent.parent / 'world.json').is_file(),
         'arch': config_arch(cfg),
         'backbone': backbone.path if backbone.arch is None else _relative(backbone.path),
         'sha256': backbone.sha256,

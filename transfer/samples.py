@@ -140,6 +140,7 @@ def _detect(cfg: Config, checkpoint: Path, paths: Sequence[Path]) -> list[list[D
     from mmdet.apis import inference_detector, init_detector
 
     model = prepare_model(init_detector(cfg, str(checkpoint), device=_device()))
+    classes = model.dataset_meta['classes']
     found = []
     for result in inference_detector(model, [str(path) for path in paths]):
         predicted = result.pred_instances.cpu()
@@ -147,7 +148,7 @@ def _detect(cfg: Config, checkpoint: Path, paths: Sequence[Path]) -> list[list[D
             predicted.labels.tolist(), predicted.bboxes.tolist(), predicted.scores.tolist(), strict=True
         )
         kept = [
-            Detection(CLASSES[label], tuple(box), score) for label, box, score in rows if score >= MIN_SCORE
+            Detection(classes[label], tuple(box), score) for label, box, score in rows if score >= MIN_SCORE
         ]
         found.append(sorted(kept, key=lambda one: -one.score)[:MAX_BOXES])
     return found

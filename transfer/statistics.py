@@ -201,8 +201,9 @@ def verdict(name: str, metric: str, interval: Interval | None, seedless: bool = 
         seedless: whether every run with another seed gives the same, on both sides.
     """
     if interval is None:
-        runs = 'the same in every run' if seedless else 'one run each'
-        return Verdict('unknown', f'{name} unknown: {metric}, {runs} and no predictions stored')
+        same = 'the same in every run, and nothing known of other test images'
+        why = same if seedless else 'how much runs and test images scatter is not known'
+        return Verdict('unknown', f'{name} unknown: {metric}, {why}')
     resolved = interval.low > 0 or interval.high < 0
     kind = ('better' if interval.value > 0 else 'worse') if resolved else 'not resolved'
     bounds = f'{interval.level:.0%} CI [{100 * interval.low:.1f}, {100 * interval.high:.1f}]'

@@ -27,6 +27,8 @@ PAPER = {
     'BL': {'top1': 0.7883, 'top5': 0.9434, 'mAP_11point': 0.7349, 'mIoU': 0.7753},
     'SD': {'top1': 0.7907, 'top5': 0.9445, 'mAP_11point': 0.7493, 'mIoU': 0.7797},
 }
+# What :func:`transfer.transfer_report.note_transfer` writes.
+NOTED = 'transfer.json'
 PAPER_ARCH = 'resnet152'
 PAPER_CONFIGS = tuple(Path(DATASETS[pair].config.format(depth=152)) for pair in TABLE5)
 # In each list, those to train on first.
@@ -88,7 +90,8 @@ class Row:
 def collect(root: str | Path, first: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Read every ``<task>_<dataset>/<name>/seed<k>/result.json`` under a transfer work dir.
 
-    Those of the backbones ``first`` come first, in that order. Each gets its folder, as ``work_dir``.
+    Those of the backbones ``first`` come first, in that order, then the others as in the last report, its
+    baseline first. Each gets its folder, as ``work_dir``.
 
     Raises:
         InputError: ``root`` is missing, or a result does not parse or lacks an entry.
@@ -110,8 +113,17 @@ def collect(root: str | Path, first: Iterable[str] = ()) -> list[dict[str, Any]]
                 f'{path} lacks {", ".join(sorted(missing))}; delete it and run tools/transfer.sh again'
             )
         results.append(result | {'work_dir': str(path.parent)})
-    places = {name: place for place, name in enumerate(first)}
+    order = list(dict.fromkeys([*first, *_last_order(root)]))
+    places = {name: place for place, name in enumerate(order)}
     return sorted(results, key=lambda one: places.get(one['name'], len(places)))
+
+
+def _last_order(root: Path) -> list[str]:
+    """Names of the backbones of a work dir's last report; without one the paper's baseline."""
+    try:
+        return [one['name'] for one in json.loads((root / NOTED).read_text())['backbones']]
+    except (OSError, ValueError, KeyError):
+        return ['BL']
 
 
 def rows(
@@ -172,14 +184,20 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
         seen: dict[str, str] = {}
         for one in results:
             group = ' '.join(one[part] for part in parts if one.get(part) is not None)
-            if one.get(key) is None or not group:
+            if key not in one or not group:
                 continue
-            first = seen.setdefault(group, one[key])
-            if _DEPTH.sub('_r', first) != _DEPTH.sub('_r', one[key]):
+            found = one[key] or 'none'  # random weights are a backbone, too
+            first = seen.setdefault(group, found)
+            if _DEPTH.sub('_r', first) != _DEPTH.sub('_r', found):
                 raise InputError(
-                    f'results of {group!r} come from two {what}: {first} and {one[key]}; '
+                    f'results of {group!r} come from two {what}: {first} and {found}; '
                     'delete the ones that are not meant, or keep them in another work dir'
                 )
+
+
+def on_demo_data(result: Mapping[str, Any]) -> bool:
+    """Whether a ``result.json`` is of the emoji world, whatever the config."""
+    return result.get('demo', 'demo' in Path(result.get('config') or '').parts)
 
 
 def papers_setting(results: Sequence[Mapping[str, Any]]) -> bool:

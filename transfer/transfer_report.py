@@ -19,8 +19,8 @@ from transfer.image_scores import most_different, precision_recall
 from transfer.predictions import load_predictions
 from transfer.provenance import collect_provenance
 from transfer.report import write_report
+from transfer.table import NOTED, on_demo_data
 from transfer.table5_json import build_table5
-from transfer.voc import CLASSES
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Confusion:
     classes: list[str]
 
 
-_FILE = 'transfer.json'
 _DRAWN = {'det': samples.detection_samples, 'seg': samples.segmentation_samples}
 
 
@@ -58,14 +57,14 @@ def note_transfer(
     Raises:
         InputError: see :func:`transfer.table5_json.build_table5`.
     """
-    demo = all('demo' in Path(one.get('config') or '').parts for one in results)
+    demo = all(map(on_demo_data, results))
     before = _noted(work_dir)
     commands = list(dict.fromkeys([*before.get('commands', []), *commands]))
     curves = before.get('curves', {}) | {name: str(folder) for name, folder in (curves or {}).items()}
     curves = {name: folder for name, folder in curves.items() if Path(folder).is_dir()}
     content = build_table5(results, data='demo' if demo else 'real', stages=[])
     content |= {'commands': commands, 'curves': curves}
-    write_json(work_dir / _FILE, content)
+    write_json(work_dir / NOTED, content)
     return content
 
 
@@ -117,10 +116,11 @@ def recall_curves(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, n
         stored = load_predictions(one['work_dir'], 'det')
         if stored is None:
             return {}
-        for label, name in enumerate(CLASSES):
+        # A config may have other classes than VOC's twenty, or another order; those with a box are named.
+        labels = np.flatnonzero(stored[0].boxes.sum(0))
+        for name, label in zip(one['per_class'], labels, strict=True):
             curve = precision_recall(stored[0], label)
-            if curve is not None:
-                found.setdefault(one['name'], {}).setdefault(name, []).append(curve)
+            found.setdefault(one['name'], {}).setdefault(name, []).append(curve)
     return {
         name: {label: np.mean(some, axis=0) for label, some in by_class.items()}
         for name, by_class in found.items()
@@ -195,7 +195,7 @@ def quiet(log: Path) -> Iterator[None]:
 
 def _noted(work_dir: Path) -> dict[str, Any]:
     """What the last report of a work dir has noted."""
-    path = work_dir / _FILE
+    path = work_dir / NOTED
     if not path.is_file():
         return {}
     try:

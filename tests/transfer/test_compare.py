@@ -176,9 +176,75 @@ def test_mistakes_are_named(tmp_path):
         group_runs([str(tmp_path / 'empty')])
     with pytest.raises(InputError, match='a log, but no evaluation'):
         read_run(leave(tmp_path / 'early', []))
-    with pytest.raises(InputError, match='pascal_voc/mAP of the last evaluation is nan') as caught:
-        (tmp_path / 'nan' / 'vis_data').mkdir(parents=True)
-        line = json.dumps({'pascal_voc/mAP': math.nan, 'step': 1})
-        (tmp_path / 'nan' / 'vis_data' / 'scalars.json').write_text(line)
-        read_run(tmp_path / 'nan')
-    assert str(tmp_path / 'nan') in str(caught.value)
+
+
+def leave_by_iterations(folder, last, extra='', text=False):
+    """A work dir of mmengine's IterBasedTrainLoop with its default LoggerHook: evaluations have step 0."""
+    (folder / 'now' / 'vis_data').mkdir(parents=True)
+    scalars, lines = [], []
+    for iteration in range(50, last + 1, 50):
+        scalars.append({'lr': 0.1, 'loss': 1.0, 'iter': iteration, 'step': iteration})
+        lines.append(f'mmengine - INFO - Iter(train) [{iteration:3d}/120]  lr: 1.0000e-01  loss: 1.0000')
+    scalars.append({'coco/bbox_mAP': 0.5, 'coco/stop sign_precision': 0.4, 'time': 0.1, 'step': 0})
+    lines.append(
+        'mmengine - INFO - Iter(val) [9/9]    coco/bbox_mAP: 0.5000  coco/stop sign_precision: 0.4000'
+    )
+    train = 'train_cfg = dict(by_epoch=False, max_iters=120, val_interval=60)\n'
+    logger = 'default_hooks = dict(logger=dict(type="LoggerHook", interval=50))\n'
+    (folder / 'config.py').write_text(CONFIG.format(mode='area', images='test.txt') + train + logger + extra)
+    if text:
+        (folder / 'now' / 'now.log').write_text('\n'.join(lines) + '\n')
+    else:
+        (folder / 'now' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, scalars)) + '\n')
+    return folder
+
+
+@pytest.mark.parametrize('text', [False, True])
+def test_a_run_by_iterations_has_come_to_its_end_or_not(tmp_path, text):
+    done = read_run(leave_by_iterations(tmp_path / 'done', 120, text=text))
+    assert (done.evaluated_at, done.planned, done.half_written) == (120, 120, False)
+    broken = read_run(leave_by_iterations(tmp_path / 'broken', 60, text=text))
+    assert (broken.evaluated_at, broken.half_written) == (50, True)
+    assert set(done.metrics) == {'coco/bbox_mAP', 'coco/stop sign_precision'}
+
+
+def test_a_run_with_a_text_log_alone_that_was_broken_off(tmp_path):
+    folder = leave(tmp_path / 'run', [0.1, 0.2], text=True)
+    with (folder / 'config.py').open('a') as config:
+        config.write('train_cfg = dict(by_epoch=True, max_epochs=3)\n')
+    assert read_run(folder).half_written
+
+
+def test_a_run_that_stopped_early_is_at_its_end(tmp_path):
+    hook = 'custom_hooks = [dict(type="EarlyStoppingHook", monitor="coco/bbox_mAP")]\n'
+    assert not read_run(leave_by_iterations(tmp_path / 'run', 60, hook)).half_written
+
+
+def test_a_class_that_no_test_image_shows_has_no_value(tmp_path):
+    runs = [str(leave(tmp_path / name, [0.5])) for name in 'ab']
+    for run in runs:
+        path = next(Path(run).glob('*/vis_data/scalars.json'))
+        path.write_text(path.read_text() + json.dumps({'coco/cow_precision': math.nan, 'step': 1}))
+    assert {line.metric for line in compare_runs(group_runs(runs))} == {'pascal_voc/mAP', 'pascal_voc/AP50'}
+    with pytest.raises(InputError, match=r'a: coco/cow_precision of the last evaluation is nan'):
+        compare_runs(group_runs(runs), ['coco/cow_precision'])
+    path.write_text(path.read_text().replace('NaN', '0.5'))
+    with pytest.raises(InputError, match=r'a: coco/cow_precision of the last evaluation is nan'):
+        compare_runs(group_runs(runs))
+
+
+def test_runs_on_other_folders_of_images_are_refused(tmp_path):
+    runs = [leave(tmp_path / name, [0.5]) for name in ('val', 'train')]
+    for run in runs:
+        folder = f'data_prefix=dict(img_path="images/{run.name}")'
+        config = run / 'config.py'
+        config.write_text(config.read_text().replace("ann_file='test.txt'", folder))
+    with pytest.raises(
+        InputError, match='cannot be compared: image list is .*images/val.* and .*images/train'
+    ):
+        compare_runs(group_runs(list(map(str, runs))))
+
+
+def test_a_folder_with_an_equals_sign_in_its_name(tmp_path):
+    run = str(leave(tmp_path / 'lr=0.01', [0.5]))
+    assert list(group_runs([run, f'B={run}'])) == ['lr=0.01', 'B']

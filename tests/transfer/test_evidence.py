@@ -136,3 +136,46 @@ def test_equal_runs_have_an_interval_over_the_images_or_none(tmp_path):
         each.pop('work_dir')
     (one,) = compare(results)
     assert one.interval is None and one.verdict.kind == 'unknown'
+
+
+def test_one_image_is_no_certainty(tmp_path):
+    """A class that one test image shows has the same IoU in every resample, and the only image has all."""
+    results = []
+    for name, found in (('BL', 40), ('SD', 41)):
+        rng = np.random.default_rng(len(results))
+        union = np.tile([100, 0], (len(IMAGES), 1))
+        union[7, 1] = 80
+        intersect = rng.integers(20, 80, union.shape) * (union > 0)
+        intersect[7, 1] = found
+        iou = intersect.sum(0) / union.sum(0)
+        work_dir = tmp_path / name
+        work_dir.mkdir()
+        save_predictions(work_dir, Overlaps(intersect, union), IMAGES)
+        one = {'name': name, 'task': 'seg', 'seed': 0, 'metrics': {'mIoU': iou.mean()}}
+        per_class = {'common': float(iou[0]), 'rare': float(iou[1])}
+        results.append({**one, 'per_class': per_class, 'work_dir': str(work_dir)})
+    assert [one.name for one in compare_classes(results, 'SD', 'BL', 'seg')] == ['common']
+    for one in results:
+        found = Overlaps(np.array([[50 + (one['name'] == 'SD')]]), np.array([[100]]))
+        save_predictions(one['work_dir'], found, IMAGES[:1])
+        one['metrics']['mIoU'] = float(found.intersect[0, 0] / 100)
+    (single,) = compare(results)
+    assert single.interval is None and single.verdict.kind == 'unknown'
+
+
+def test_three_runs_against_one_are_not_one_run_each(tmp_path):
+    results = [run(tmp_path, 'BL', 'seg', seed, 0.5, stored=False) for seed in range(3)]
+    (one,) = compare([*results, run(tmp_path, 'SD', 'seg', 0, 0.6, stored=False)])
+    assert one.verdict.text == 'SD unknown: mIoU, how much runs and test images scatter is not known'
+
+
+def test_differences_that_are_equal_but_for_rounding_are_no_scatter():
+    values = {'BL': (0.1, 0.1 + 0.2), 'SD': (0.1 + 0.2, 0.5)}
+    results = [
+        {'name': name, 'task': 'seg', 'seed': seed, 'metrics': {'mIoU': value}}
+        for name, some in values.items()
+        for seed, value in enumerate(some)
+    ]
+    (one,) = compare(results)
+    assert 0 < seed_difference(*(dict(enumerate(some)) for some in values.values())).error < 1e-15
+    assert one.interval is None and one.verdict.kind == 'unknown'

@@ -12,6 +12,7 @@ from sd_pretrain.cli import InputError
 from transfer import finetune, runner
 from transfer.foreign_config import data_folder
 from transfer.run_record import load_config
+from transfer.transfer_report import note_transfer
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -106,6 +107,18 @@ def test_mmsegs_fcn_counts_in_iterations(in_repo, backbone, tiny_voc, tmp_path):
     assert result['checkpoint'] == 'iter_3.pth'
     assert [path.name for path in work_dir.glob('*.pth')] == ['iter_3.pth']
     assert json.loads((work_dir / 'result.json').read_text()) == result
+
+
+@pytest.mark.parametrize('demo', [False, True])
+def test_a_run_says_whether_it_is_on_the_emoji_world(in_repo, backbone, tiny_voc, tmp_path, demo):
+    if demo:
+        (tiny_voc / 'world.json').write_text('{}')
+    config = written(tmp_path, RETINANET, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    options = runner.Options(config=config, data_root=str(tiny_voc))
+    (planned,) = runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+    assert planned.identity['demo'] is demo
+    result = {**planned.identity, 'metrics': {'mAP_11point': 0.5}}
+    assert note_transfer(tmp_path, [result], [])['data'] == ('demo' if demo else 'real')
 
 
 @pytest.mark.parametrize('hook', ['None', 'dict(interval=2, save_last=False)'])

@@ -162,7 +162,7 @@ def test_without_run_to_run_chance_the_interval_is_over_the_images(done):
     for one in results:
         one.pop('work_dir')
     unknown = {(one.name, one.metric): one for one in compare(results)}['B', 'mAP_knn']
-    assert unknown.interval is None and 'the same in every run and no predictions' in unknown.verdict.text
+    assert unknown.interval is None and 'the same in every run, and nothing known' in unknown.verdict.text
 
 
 def test_the_table_has_no_zero_for_what_is_not_known(done):

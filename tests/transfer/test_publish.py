@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 from sd_pretrain.cli import InputError
 from transfer.checkpoint_io import sha256_of
-from transfer.model_card import recipe, transfer_results
+from transfer.model_card import Facts, Transfer, Transfers, metafile, recipe, transfer_results
 from transfer.publish import check_loadable, publish
 from transfer.runner import backbone_file
 
@@ -167,6 +167,21 @@ def test_the_metafile(published):
         ('Image Classification', 'emoji world (demo)'): {'Top 1 Accuracy': 71.5, 'Top 5 Accuracy': 95.8},
         ('Semantic Segmentation', 'PASCAL VOC 2012'): {'mIoU': 61.0},
     }
+
+
+def test_the_metafile_has_the_results_of_every_work_dir():
+    values = [
+        Transfer('det', 'PASCAL VOC 2007', metric, value, (0,), None)
+        for value in (0.7, 0.8)
+        for metric in ('mAP_11point', 'mAP_area')
+    ]
+    recipe = {'algorithm': 'BL', 'classes': 10, 'data': 'x', 'epochs': 1, 'total batch': 2}
+    facts = Facts('n', 'resnet18', 1, 'c.py', recipe, {}, Transfers(tuple(values)), {'n.pth': ''}, '', 'mit')
+    (model,) = yaml.safe_load(metafile(facts))['Models']
+    assert [one['Metrics'] for one in model['Results']] == [
+        {'mAP 11-point': 70.0, 'mAP area': 70.0},
+        {'mAP 11-point': 80.0, 'mAP area': 80.0},
+    ]
 
 
 def test_again_gives_the_same_bytes(published, work_dir, transfer_dir):

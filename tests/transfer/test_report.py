@@ -10,6 +10,7 @@ from PIL import Image
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.curves import read_curves
+from transfer.charts import class_chart, recall_chart
 from transfer.draw import Detection, classes_in, draw_boxes, draw_mask
 from transfer.provenance import collect_provenance
 from transfer.report import duration, resolved_classes, write_report
@@ -241,6 +242,30 @@ def test_colours_all_come_from_the_page(report):
         }
 
 
+def test_samples_name_their_own_baseline_where_the_tables_has_not_run_the_task(tmp_path):
+    results = [result('BL', 'seg', 0, {'mIoU': 0.5}, {'dog': 0.5})]
+    results += [result(name, 'det', 0, {'mAP_11point': 0.5}, {'dog': 0.5}) for name in ('SD', 'SE')]
+    photo = Image.new('RGB', (16, 12))
+    panels = tuple(Panel(title, photo, title) for title in ('truth', 'SD', 'SE'))
+    samples = {'det': [Sample('000001', panels, 'F1: SD 0.10, SE 0.90')]}
+    path = write_report(build_table5(results, data='real', stages=[]), tmp_path / 'r.html', samples=samples)
+    assert 'on which the backbones differ most from SD,' in path.read_text()
+
+
+def test_eight_backbones_have_names_and_looks_of_their_own():
+    names = [f'backbone number {index}' for index in range(8)]
+    bars = class_chart('bars', {name: {'cow': 0.5, 'dog': 0.5} for name in names}, 'AP')
+    lines = recall_chart('lines', {name: {'cow': np.ones(3)} for name in names})
+    for svg in (bars, lines):
+        width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
+        places = re.findall(r' x="([\d.]+)"[^>]*>backbone number \d<', svg)
+        assert len(places) == 8 and all(float(x) + 6 * len(names[0]) < width for x in places)
+    looks = re.findall(r'style="(fill: var\(--series-\d\)[^"]*)"', bars)
+    assert len(set(looks)) == 8
+    looks = re.findall(r'style="fill: none;( [^"]*stroke: var\(--series-\d\)[^"]*)"', lines)
+    assert len({re.sub(' stroke-line(cap|join): [^;"]*;?', '', look) for look in looks}) == 8
+
+
 def test_report_of_a_checkpoint_alone_has_no_empty_sections(tmp_path):
     results = [result('BL', 'seg', 0, {'mIoU': 0.5}, {})]
     table5 = build_table5(results, data='real', stages=[])
@@ -252,7 +277,7 @@ def test_report_of_a_checkpoint_alone_has_no_empty_sections(tmp_path):
 
 
 def test_report_says_what_its_numbers_are(table5, tmp_path):
-    panels = (Panel('truth', Image.new('RGB', (8, 8)), 'truth: dog'),)
+    panels = [Panel(one, Image.new('RGB', (8, 8)), f'{one}: dog') for one in ('truth', 'BL', 'SD')]
     samples = {'det': [Sample('000001', panels, 'F1: BL 0.50, SD 1.00')]}
     recall = {'BL': {'dog': np.linspace(1, 0, 101)}}
     text = write_report(table5, tmp_path / 'report.html', samples=samples, recall=recall).read_text()
@@ -323,6 +348,11 @@ def test_difficult_objects_are_dashed_and_say_so():
     edge = picture[3 * 120 - 2, 31:449].sum(1) > 0
     assert edge[:8].all() and not edge[9:15].any() and edge[16:24].all()
     assert 0.45 < edge.mean() < 0.6
+
+
+@pytest.mark.parametrize('box', [(40, 50, 41, 100), (40, 50, 120, 51), (160, 50, 160, 100)])
+def test_boxes_of_a_pixel_or_none_are_drawn(box):
+    assert draw_boxes(Image.new('RGB', (500, 375)), [Detection('dog', box, 0.5)]).size == (480, 360)
 
 
 def test_large_images_shrink():

@@ -13,7 +13,7 @@ CONFIGS = {'det': 'faster-rcnn_r18-c4_demo-voc07.py', 'seg': 'deeplabv3_r18-d16_
 DOG = CLASSES.index('dog')
 
 
-def finished_run(work_dir, task, data_root):
+def finished_run(work_dir, task, data_root, classes=CLASSES):
     """A run dir as fine-tuning leaves it, of a network that was never trained but always says dog."""
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
@@ -39,7 +39,7 @@ def finished_run(work_dir, task, data_root):
         layer.bias[DOG if task == 'det' else DOG + 1] = 20.0
     work_dir.mkdir(parents=True)
     cfg.dump(work_dir / CONFIGS[task])
-    meta = {'dataset_meta': {'classes': CLASSES if task == 'det' else ('background', *CLASSES)}}
+    meta = {'dataset_meta': {'classes': classes if task == 'det' else ('background', *CLASSES)}}
     torch.save({'meta': meta, 'state_dict': model.state_dict()}, work_dir / 'epoch_3.pth')
     result = {'config': f'configs/demo/{CONFIGS[task]}', 'checkpoint': 'epoch_3.pth'}
     (work_dir / 'result.json').write_text(json.dumps(result))
@@ -57,6 +57,12 @@ def test_detections_are_drawn_beside_the_truth(tiny_voc, tmp_path):
         assert len(said) <= 8
         assert sample.panels[1].image.size == sample.panels[0].image.size == (512, 384)
     assert [one.panels[0].text for one in samples] == ['truth: chair, cow', 'truth: diningtable, dog']
+
+
+def test_detections_have_the_names_of_the_networks_own_classes(tiny_voc, tmp_path):
+    run = finished_run(tmp_path / 'run', 'det', tiny_voc, classes=CLASSES[::-1])
+    (sample,) = detection_samples({'BL': run}, count=1)
+    assert set(sample.panels[1].text.removeprefix('BL: ').split(', ')) == {f'{CLASSES[::-1][DOG]} 1.00'}
 
 
 def test_difficult_objects_are_marked_in_the_truth(write_tiny_voc, tmp_path):

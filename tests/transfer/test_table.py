@@ -75,6 +75,13 @@ def test_runs_on_other_image_lists_are_not_compared():
         rows(runs)
 
 
+def test_random_weights_and_a_checkpoint_of_one_name_are_two_backbones():
+    mixed = [one | {'sha256': 64 * 'a' if one['seed'] else None} for one in TWO_SEEDS]
+    with pytest.raises(InputError, match="results of 'BL' come from two backbones: none and aaa"):
+        rows(mixed)
+    assert rows([one | {'sha256': None} for one in TWO_SEEDS])
+
+
 def test_one_run_has_no_uncertainty():
     baseline, row = rows(TWO_SEEDS)
     assert row.sd('mIoU') is None

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sd_pretrain.cli import InputError
-from transfer.transfer_report import costs, draw_samples, note_transfer, report_transfer
+from transfer.bootstrap import Detections
+from transfer.predictions import save_predictions
+from transfer.table import collect
+from transfer.transfer_report import costs, draw_samples, note_transfer, recall_curves, report_transfer
 
 REPO = Path(__file__).parents[2]
 
@@ -97,6 +101,18 @@ def finished(work_dir, name, **more):
     return result | {'work_dir': str(run)}
 
 
+def test_recall_curves_have_the_names_of_the_configs_own_classes(tmp_path):
+    per_class = {'person': 1.0, 'cat': 0.5}
+    one = finished(tmp_path, 'BL', per_class=per_class)
+    boxes = np.array([[1, 0, 0], [0, 0, 2]])  # none of the class between
+    found = Detections(
+        np.array([0, 1]), np.array([0, 2]), np.array([0.9, 0.8]), np.array([True, True]), boxes
+    )
+    save_predictions(one['work_dir'], found, ['000001', '000002'])
+    curves = recall_curves([one])['BL']
+    assert {name: curve.mean().round(2) for name, curve in curves.items()} == {'person': 1.0, 'cat': 0.5}
+
+
 def test_without_checkpoints_the_report_says_why_it_has_no_pictures(tmp_path):
     results = [finished(tmp_path, name) for name in ('BL', 'SD')]
     report(tmp_path, results, [])
@@ -143,6 +159,18 @@ def test_a_baseline_that_is_not_there_is_refused(tmp_path):
     said = subprocess.run(tool, cwd=REPO, capture_output=True, text=True, env=environment)
     assert said.returncode == 2
     assert said.stderr == "error: no results of the baseline 'BK'; there are BL\n"
+
+
+def test_a_report_written_again_has_the_same_baseline(tmp_path):
+    for name in ('NEW', 'OLD', 'BL', 'ALSO'):
+        finished(tmp_path, name)
+    assert next(iter(collect(tmp_path)))['name'] == 'BL', 'without a report'
+    note_transfer(tmp_path, collect(tmp_path, first=['OLD', 'NEW']), [])
+    assert [one['name'] for one in collect(tmp_path)] == ['OLD', 'NEW', 'BL', 'ALSO']
+    assert [one['name'] for one in collect(tmp_path, first=['ALSO'])] == ['ALSO', 'OLD', 'NEW', 'BL']
+    tool = [sys.executable, 'tools/report.py', tmp_path]
+    subprocess.run(tool, cwd=REPO, env={**os.environ, 'PYTHONPATH': str(REPO)}, check=True)
+    assert json.loads((tmp_path / 'transfer.json').read_text())['backbones'][0]['name'] == 'OLD'
 
 
 def test_costs():
