@@ -54,11 +54,18 @@ def adopt(cfg: Config) -> None:
     if 'pretrained' in cfg.model:
         cfg.model.pretrained = None
     cfg.val_evaluator = cfg.test_evaluator = TASKS[task].evaluator
+    # What is measured is what pictures are drawn of; and a config may have no test at all.
+    cfg.test_dataloader, cfg.test_cfg = cfg.val_dataloader, {'type': 'TestLoop'}
+
+
+def list_file(dataset: dict[str, Any]) -> Path:
+    """The image list of a dataset's config; without a data root its path is whole."""
+    return Path(dataset.get('data_root') or '') / dataset['ann_file']
 
 
 def data_folder(dataset: dict[str, Any]) -> Path:
     """The ``VOC2007`` or ``VOC2012`` folder of a dataset's config, however the path is split in it."""
-    path = Path(dataset['data_root'] or '') / dataset['ann_file']
+    path = list_file(dataset)
     return next((one.parent for one in path.parents if one.name == 'ImageSets'), path.parent)
 
 

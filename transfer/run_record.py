@@ -14,7 +14,7 @@ from sd_pretrain.cli import InputError, read_config
 from sd_pretrain.launch import is_main_process
 from sd_pretrain.vis_backends import check_vis_backends
 from transfer.backbone import Backbone, config_arch
-from transfer.foreign_config import adopt, open_datasets
+from transfer.foreign_config import adopt, list_file, open_datasets
 
 SCHEMA = 1
 # With any of these different it is another run; the second of each pair is what to call it in a message.
@@ -66,7 +66,7 @@ def lists_sha256(cfg: Config) -> str:
     """
     found = hashlib.sha256()
     for dataset in voc_datasets(cfg):
-        path = Path(dataset.data_root) / dataset.ann_file
+        path = list_file(dataset)
         if not path.is_file():
             raise InputError(f'no {path}: put the data there, or say with --data-root where "data" is')
         found.update(hashlib.sha256(path.read_bytes()).digest())

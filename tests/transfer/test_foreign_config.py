@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from torchvision.models import resnet18
 
 from sd_pretrain.cli import InputError
@@ -97,6 +98,19 @@ def test_mmdets_retinanet(in_repo, backbone, tiny_voc, tmp_path, capfd):
     # All of the file but layer4's twin for a shared head, which this detector has not.
     assert 'backbone: 120 of 120 tensors equal' in capfd.readouterr().out
     assert (work_dir / 'predictions.npz').is_file()
+
+
+def test_a_config_without_a_data_root_and_without_a_test(in_repo, backbone, tiny_voc, tmp_path):
+    text = RETINANET.replace(
+        "data_root='data/VOCdevkit/',\n    ann_file='VOC2007/", f"ann_file='{tiny_voc}/VOCdevkit/VOC2007/"
+    )
+    text = text.replace("sub_data_root='", f"sub_data_root='{tiny_voc}/VOCdevkit/")
+    text += 'test_dataloader = test_cfg = test_evaluator = None\n'
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    result, work_dir = run('det', 'voc07', config, backbone, tiny_voc, tmp_path)
+    assert result['checkpoint'] == 'epoch_1.pth'
+    cfg = Config.fromfile(work_dir / 'my_config.py')
+    assert cfg.test_dataloader.dataset == cfg.val_dataloader.dataset
 
 
 def test_mmsegs_fcn_counts_in_iterations(in_repo, backbone, tiny_voc, tmp_path):
