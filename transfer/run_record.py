@@ -26,14 +26,18 @@ _IDENTITY = (
 )
 
 
-def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = False) -> Config:
+def load_config(
+    path: str | Path, cfg_options: dict | None = None, amp: bool = False, processes: int = 1
+) -> Config:
     """Read a config of a transfer task, or one of mmdet or mmseg on VOC, and apply the options.
+
+    A config of mmdet or mmseg needs to know how many ``processes`` train.
 
     Raises:
         InputError: the file is missing, is no config, or is not one of a transfer task.
     """
     cfg = read_config(path, cfg_options)
-    adopt(cfg)
+    adopt(cfg, processes)
     if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
         raise InputError(f'{path} is no config of a transfer task: take one of configs/det, seg or probe')
     check_vis_backends(cfg)

@@ -168,7 +168,8 @@ def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) 
         config = _config_for(asked, backbone.arch or (archs[0] if archs else None), options)
         arguments = _arguments(config, name, files[name], options)
         parsed = finetune.parse_args([*arguments, '--work-dir', '.'])
-        cfg = load_config(config, parsed.cfg_options, options.amp)
+        processes = max(1, options.gpus)
+        cfg = load_config(config, parsed.cfg_options, options.amp, processes)
         config_arch(cfg)
         if (cfg.task, cfg.dataset) != (asked.task, asked.name):
             raise InputError(f'{config} is for {cfg.task} {cfg.dataset}, not {asked.task} {asked.name}')
@@ -184,7 +185,7 @@ def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) 
         identities = {seed: {'name': name, **describe(cfg, backbone, seed)} for seed in options.seeds}
         # Both raise where the config does not fit.
         put_into(cfg, backbone)
-        split_total_batch(cfg, max(1, options.gpus))
+        split_total_batch(cfg, processes)
         for seed, identity in identities.items():
             work_dir = folder / name / f'seed{seed}'
             own = [*arguments, '--seed', str(seed), '--work-dir', str(work_dir), '--resume']

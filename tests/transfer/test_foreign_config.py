@@ -13,6 +13,7 @@ from sd_pretrain.cli import InputError
 from transfer import finetune, runner
 from transfer.foreign_config import data_folder
 from transfer.run_record import load_config
+from transfer.table import require_comparable
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -120,6 +121,22 @@ def test_mmsegs_fcn_counts_in_iterations(in_repo, backbone, tiny_voc, tmp_path):
     assert result['checkpoint'] == 'iter_3.pth'
     assert [path.name for path in work_dir.glob('*.pth')] == ['iter_3.pth']
     assert json.loads((work_dir / 'result.json').read_text()) == result
+
+
+def test_a_batch_is_that_of_one_gpu_so_other_gpus_make_another_run(in_repo, backbone, tiny_voc, tmp_path):
+    config = written(tmp_path, RETINANET, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+
+    def planned(gpus):
+        options = runner.Options(config=config, data_root=str(tiny_voc), gpus=gpus)
+        return runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)[0]
+
+    one, two = (planned(gpus).identity for gpus in (1, 2))
+    with pytest.raises(InputError, match=r'my_config\.py.* from two settings'):
+        require_comparable([one, {**two, 'seed': 1}])
+    finetune.finetune(finetune.parse_args(planned(1).arguments))
+    assert planned(1).state == 'all'
+    with pytest.raises(InputError, match='holds another run: config was'):
+        planned(2)
 
 
 @pytest.mark.parametrize('hook', ['None', 'dict(interval=2, save_last=False)'])
