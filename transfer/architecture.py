@@ -27,6 +27,8 @@ _PREFIX_PARTS = {'network', 'backbone', 'module', '_orig_mod', 'model', 'student
 _KNOWN = re.compile(
     r'(conv1\.weight|bn1\.\w+|layer[1-4]\.\d+\.(conv[123]\.weight|bn[123]\.\w+|downsample\.(0\.weight|1\.\w+))|fc\.\w+)$'
 )
+# Of timm's networks, those with names and shapes of a plain ResNet that filter where that strides.
+_LOOKALIKE = re.compile(r'resnet(aa|blur)\d')
 
 
 @dataclass
@@ -49,8 +51,15 @@ def read_weights(checkpoint: Mapping[str, Any], where: str, key: str | None = No
         key: Entry to take instead of the usual ones, e.g. ``state_dict_ema``.
 
     Raises:
-        InputError: no tensors, no ResNet among them, or several of them.
+        InputError: no tensors, no ResNet among them, or several of them; or the checkpoint says that it is
+            another network, though its tensors do not.
     """
+    named = _recorded_name(checkpoint)
+    if _LOOKALIKE.match(named):
+        raise InputError(
+            f'{where} is a {named}: its weights have the names and shapes of a plain ResNet, which strides '
+            'where it filters, so the features would be others'
+        )
     tensors = _select(checkpoint, where, key)
     prefix = _prefix(tensors, where)
     ours = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -81,6 +90,14 @@ def detect_arch(state_dict: Mapping[str, Tensor], where: str = 'the checkpoint')
                 return arch
         found = f'{kind} blocks in stages of {", ".join(map(str, counts))}'
     raise InputError(f'{where} is none of the plain {", ".join(ARCHS)}: found {found}')
+
+
+def _recorded_name(checkpoint: Mapping[str, Any]) -> str:
+    """The network by the checkpoint's own words: of our snapshots, our epochs, timm's training script."""
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    settings = meta.get('run_settings') or {}
+    return str(meta.get('arch') or settings.get('model.network') or checkpoint.get('arch') or '')
 
 
 def _select(checkpoint: Mapping[str, Any], where: str, key: str | None) -> dict[str, Tensor]:
