@@ -113,6 +113,15 @@ def _select(checkpoint: Mapping[str, Any], where: str, key: str | None) -> dict[
         name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not tensors:
+        inside = [
+            name
+            for name, value in inner.items()
+            if isinstance(value, Mapping) and any(isinstance(one, Tensor) for one in value.values())
+        ]
+        if inside and key is None:
+            raise InputError(
+                f'{where} has weights in {_some(inside)}: take one with tools/convert_checkpoint.py --key'
+            )
         raise InputError(f'{where} has no weights in it; its entries are {_some(list(checkpoint))}')
     return tensors
 
@@ -121,8 +130,8 @@ def _prefix(tensors: Mapping[str, Tensor], where: str) -> str:
     prefixes = [name.removesuffix(_ANCHOR) for name in tensors if name.endswith(_ANCHOR)]
     prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith('.')]
     known = [prefix for prefix in prefixes if set(prefix.split('.')[:-1]) <= _PREFIX_PARTS]
-    if len(known) == 1:
-        return known[0]
+    if len(known or prefixes) == 1:
+        return (known or prefixes)[0]
     if prefixes:
         raise InputError(
             f'{where}: cannot tell which network to take: ResNets under the prefixes {_some(prefixes)}; '

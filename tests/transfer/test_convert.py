@@ -278,6 +278,22 @@ def test_a_lookalike_is_told_by_the_name_in_its_checkpoint(record, weights, tmp_
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('prefix', ['encoder.', 'module.net.'])
+def test_the_only_network_is_taken_whatever_its_prefix(prefix, weights, tmp_path):
+    others = {'projector.weight': torch.zeros(2, 2)}
+    torch.save(prefixed(weights['resnet18'], prefix) | others, tmp_path / 'x.pth')
+    done = convert(tmp_path / 'x.pth', tmp_path, 'torchvision')
+    assert done.classifier and done.notes == ['1 tensors beside the network left out (projector)']
+
+
+def test_entries_with_weights_are_named(weights, tmp_path):
+    both = {'student': weights['resnet18'], 'teacher': weights['resnet18'], 'epoch': 3}
+    torch.save(both, tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=r'has weights in student, teacher: take one with .* --key'):
+        convert(tmp_path / 'x.pth', tmp_path, 'mmdet')
+    assert convert(tmp_path / 'x.pth', tmp_path, 'mmdet', key='teacher').arch == 'resnet18'
+
+
 def test_two_networks_in_one_checkpoint(weights, tmp_path):
     both = prefixed(weights['resnet18'], 'network.') | prefixed(weights['resnet18'], 'module.')
     torch.save(both, tmp_path / 'x.pth')
