@@ -175,12 +175,16 @@ def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) 
             raise InputError(f'{config} is for {cfg.task} {cfg.dataset}, not {asked.task} {asked.name}')
         set_data_root(cfg, parsed.data_root or 'data')
         lists: dict[str, list[str]] = {}
+        masks = {}
         for dataset in voc_datasets(cfg):
-            lists.setdefault(str(data_folder(dataset)), []).append(Path(dataset.ann_file).stem)
+            stem = Path(dataset.ann_file).stem
+            lists.setdefault(str(data_folder(dataset)), []).append(stem)
+            if 'seg_map_path' in (dataset.get('data_prefix') or {}):
+                masks[stem] = Path(dataset.data_prefix.seg_map_path).name
         for root, stems in lists.items():
             key = (root, *dict.fromkeys(stems))
             if key not in checked:
-                asked.check(root, lists=key[1:])
+                asked.check(root, lists=key[1:], **({'masks': masks} if masks else {}))
                 checked.add(key)
         identities = {seed: {'name': name, **describe(cfg, backbone, seed)} for seed in options.seeds}
         # Both raise where the config does not fit.

@@ -139,6 +139,20 @@ def test_a_batch_is_that_of_one_gpu_so_other_gpus_make_another_run(in_repo, back
         planned(2)
 
 
+def test_masks_are_looked_for_where_the_config_has_them(in_repo, backbone, tiny_voc, tmp_path):
+    voc12 = tiny_voc / 'VOCdevkit' / 'VOC2012'
+    lists = voc12 / 'ImageSets' / 'Segmentation'
+    (lists / 'trainaug.txt').write_text((lists / 'train.txt').read_text() + (lists / 'aug.txt').read_text())
+    text = FCN.replace("'SegmentationClass'", "'SegmentationClassAug'").replace('/train.txt', '/trainaug.txt')
+    config = written(tmp_path, text, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    options = runner.Options(config=config, data_root=str(tiny_voc))
+    task = runner.find_task('seg', 'voc12')
+    assert len(runner.plan(task, {'A': backbone}, tmp_path / 'w', options)) == 1
+    next((voc12 / 'SegmentationClassAug').iterdir()).unlink()
+    with pytest.raises(InputError, match='SegmentationClassAug lacks 1 files that the lists name'):
+        runner.plan(task, {'A': backbone}, tmp_path / 'w', options)
+
+
 @pytest.mark.parametrize('hook', ['None', 'dict(interval=2, save_last=False)'])
 def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
     in_repo, backbone, tiny_voc, tmp_path, hook
