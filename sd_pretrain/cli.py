@@ -48,7 +48,7 @@ def read_config(
     """Read a config, and let ``--cfg-options`` change it.
 
     Raises:
-        InputError: no such file, or it does not parse.
+        InputError: no such file, it does not parse, or an option that another one decides.
     """
     _import_yapf()
     if not Path(path).is_file():
@@ -58,6 +58,11 @@ def read_config(
         cfg.merge_from_dict(options or {})
     except Exception as error:  # a config is a program: it can fail in any way
         raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+    if 'train_dataloader.batch_size' in (options or {}) and 'total_batch_size' in cfg:
+        raise InputError(
+            'train_dataloader.batch_size follows from total_batch_size and the number of processes; '
+            'set that one: --cfg-options total_batch_size=N'
+        )
     return cfg
 
 

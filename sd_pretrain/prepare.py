@@ -49,11 +49,6 @@ def load_config(
     """
     path = Path(path)
     cfg = read_config(path, options)
-    if 'train_dataloader.batch_size' in (options or {}) and 'total_batch_size' in cfg:
-        raise InputError(
-            'train_dataloader.batch_size follows from total_batch_size and the number of processes; '
-            'set that one: --cfg-options total_batch_size=N'
-        )
     if 'train_dataloader' not in cfg or 'TimmClassifier' not in str(cfg.get('model')):
         raise InputError(f'{path} is no pretraining config: it needs a TimmClassifier and a train_dataloader')
     check_vis_backends(cfg)

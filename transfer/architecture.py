@@ -27,6 +27,8 @@ _PREFIX_PARTS = {'network', 'backbone', 'module', '_orig_mod', 'model', 'student
 _KNOWN = re.compile(
     r'(conv1\.weight|bn1\.\w+|layer[1-4]\.\d+\.(conv[123]\.weight|bn[123]\.\w+|downsample\.(0\.weight|1\.\w+))|fc\.\w+)$'
 )
+# Of timm's networks, those with names and shapes of a plain ResNet that filter where that strides.
+_LOOKALIKE = re.compile(r'resnet(aa|blur)\d')
 
 
 @dataclass
@@ -49,8 +51,15 @@ def read_weights(checkpoint: Mapping[str, Any], where: str, key: str | None = No
         key: Entry to take instead of the usual ones, e.g. ``state_dict_ema``.
 
     Raises:
-        InputError: no tensors, no ResNet among them, or several of them.
+        InputError: no tensors, no ResNet among them, or several of them; or the checkpoint says that it is
+            another network, though its tensors do not.
     """
+    named = _recorded_name(checkpoint)
+    if _LOOKALIKE.match(named):
+        raise InputError(
+            f'{where} is a {named}: its weights have the names and shapes of a plain ResNet, which strides '
+            'where it filters, so the features would be others'
+        )
     tensors = _select(checkpoint, where, key)
     prefix = _prefix(tensors, where)
     ours = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -83,6 +92,14 @@ def detect_arch(state_dict: Mapping[str, Tensor], where: str = 'the checkpoint')
     raise InputError(f'{where} is none of the plain {", ".join(ARCHS)}: found {found}')
 
 
+def _recorded_name(checkpoint: Mapping[str, Any]) -> str:
+    """The network by the checkpoint's own words: of our snapshots, our epochs, timm's training script."""
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    settings = meta.get('run_settings') or {}
+    return str(meta.get('arch') or settings.get('model.network') or checkpoint.get('arch') or '')
+
+
 def _select(checkpoint: Mapping[str, Any], where: str, key: str | None) -> dict[str, Tensor]:
     from torch import Tensor
 
@@ -96,6 +113,15 @@ def _select(checkpoint: Mapping[str, Any], where: str, key: str | None) -> dict[
         name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not tensors:
+        inside = [
+            name
+            for name, value in inner.items()
+            if isinstance(value, Mapping) and any(isinstance(one, Tensor) for one in value.values())
+        ]
+        if inside and key is None:
+            raise InputError(
+                f'{where} has weights in {_some(inside)}: take one with tools/convert_checkpoint.py --key'
+            )
         raise InputError(f'{where} has no weights in it; its entries are {_some(list(checkpoint))}')
     return tensors
 
@@ -104,8 +130,8 @@ def _prefix(tensors: Mapping[str, Tensor], where: str) -> str:
     prefixes = [name.removesuffix(_ANCHOR) for name in tensors if name.endswith(_ANCHOR)]
     prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith('.')]
     known = [prefix for prefix in prefixes if set(prefix.split('.')[:-1]) <= _PREFIX_PARTS]
-    if len(known) == 1:
-        return known[0]
+    if len(known or prefixes) == 1:
+        return (known or prefixes)[0]
     if prefixes:
         raise InputError(
             f'{where}: cannot tell which network to take: ResNets under the prefixes {_some(prefixes)}; '

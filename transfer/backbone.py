@@ -69,11 +69,13 @@ def config_arch(cfg: Any) -> str:
             f'the backbone of {name} is a {kind}: a ResNet is needed (ResNetV1c and V1d have another stem, '
             'which would stay random)'
         )
-    if backbone.get('style', 'pytorch') != 'pytorch':
-        raise InputError(
-            f"the backbone of {name} has style={backbone['style']!r}, strides where the checkpoint's network "
-            "has none: set model.backbone.style='pytorch', and the mean and std that go with it"
-        )
+    for place in PLACES:
+        style = (_part(cfg, place) or {}).get('style', 'pytorch')
+        if style != 'pytorch':
+            raise InputError(
+                f"the {place} of {name} has style={style!r}, strides where the checkpoint's network "
+                f"has none: set model.{place}.style='pytorch', and the mean and std that go with it"
+            )
     return f'resnet{backbone.depth}'
 
 
@@ -90,11 +92,16 @@ def put_into(cfg: Any, backbone: Backbone) -> None:
         )
     init = None if backbone.path == RANDOM else {'type': 'Pretrained', 'checkpoint': backbone.path}
     for place in PLACES:
-        part = cfg.model
-        for name in place.split('.'):
-            part = part.get(name) if part is not None else None
+        part = _part(cfg, place)
         if part is not None:
             part.init_cfg = init
+
+
+def _part(cfg: Any, place: str) -> Any:
+    part = cfg.model
+    for name in place.split('.'):
+        part = part.get(name) if part is not None else None
+    return part
 
 
 def prove_loaded(model: nn.Module, tensors: dict[str, Tensor]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.task_modules import DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
 from mmdet.models.task_modules.assigners import BboxOverlaps2D
 from torch import nn
@@ -55,6 +56,7 @@ def _known_roi_head(head: StandardRoIHead) -> bool:
         bool(head.train_cfg)
         and head.with_bbox
         and not head.with_mask
+        and type(head.bbox_head).get_targets is BBoxHead.get_targets
         and not head.bbox_head.reg_decoded_bbox
         and _known_coder(head.bbox_head.bbox_coder)
         and _known_assigner(head.bbox_assigner)

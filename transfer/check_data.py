@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,7 @@ GET_AUG = (
     'get the SBD masks (benchmark.tgz of "Semantic Contours from Inverse Detectors", Berkeley) and convert '
     "them with mmseg's tools/dataset_converters/voc_aug.py, which writes SegmentationClassAug and aug.txt"
 )
-# Where the masks of each list are.
+# Where the masks of a list are that are not in SegmentationClass.
 MASK_FOLDERS = {'aug': 'SegmentationClassAug'}
 _SHOWN = 3
 _THREADS = 8
@@ -94,16 +94,18 @@ def check_detection(root: str | Path, full_size: bool = False, lists: Sequence[s
 
 
 def check_voc12(
-    root: str | Path, full_size: bool = False, lists: Sequence[str] = ('train', 'aug', 'val')
+    root: str | Path,
+    full_size: bool = False,
+    lists: Sequence[str] = ('train', 'aug', 'val'),
+    masks: Mapping[str, str] = MASK_FOLDERS,
 ) -> dict[str, int]:
     """Check a VOC2012 folder for segmentation: lists, images, masks.
-
-    Masks of the list ``aug`` are in ``SegmentationClassAug``, all others in ``SegmentationClass``.
 
     Args:
         root: the folder ``VOC2012`` with ``JPEGImages``, the mask folders and ``ImageSets/Segmentation``.
         full_size: require the official 1,464, 9,118 (SBD) and 1,449 images.
         lists: names of the list files in use.
+        masks: for each list the folder of its masks, where that is not ``SegmentationClass``.
 
     Returns:
         The number of images in each list.
@@ -111,7 +113,7 @@ def check_voc12(
     Raises:
         InputError: something is missing or wrong; names the file, what was found and what to do.
     """
-    return inspect_voc12(root, full_size, lists).raise_if_any()
+    return inspect_voc12(root, full_size, lists, masks).raise_if_any()
 
 
 def inspect_voc07(
@@ -139,29 +141,30 @@ def _inspect_detection(root: Path, full: dict[str, int], lists: Sequence[str], w
 
 
 def inspect_voc12(
-    root: str | Path, full_size: bool = False, lists: Sequence[str] = ('train', 'aug', 'val')
+    root: str | Path,
+    full_size: bool = False,
+    lists: Sequence[str] = ('train', 'aug', 'val'),
+    masks: Mapping[str, str] = MASK_FOLDERS,
 ) -> Findings:
     """Like :func:`check_voc12`, but return all findings instead of raising."""
     root = Path(root)
-    folders = ('JPEGImages', *dict.fromkeys(_mask_folder(name) for name in lists), 'ImageSets/Segmentation')
+    mask_folders = {one: masks.get(one, 'SegmentationClass') for one in lists}
+    folders = ('JPEGImages', *dict.fromkeys(mask_folders.values()), 'ImageSets/Segmentation')
     by_list: dict[str, list[str]] = {}
     found, names = _read_lists(root, 'ImageSets/Segmentation', folders, lists, _where_voc12, by_list)
     if full_size:
         found.problems += _count_problems(root, found.counts, FULL_VOC12, _where_voc12)
     found.problems += _missing_files(root, 'JPEGImages', '.jpg', names, GET_VOC12)
     for one, members in by_list.items():
-        folder = _mask_folder(one)
-        found.problems += _missing_files(root, folder, '.png', members, _where_voc12(one))
+        folder = mask_folders[one]
+        found.problems += _missing_files(root, folder, '.png', members, _where_voc12(folder))
         found.problems += _each(partial(_mask_problems, root, folder), members)
     return found
 
 
-def _mask_folder(list_name: str) -> str:
-    return MASK_FOLDERS.get(list_name, 'SegmentationClass')
-
-
-def _where_voc12(list_name: str) -> str:
-    return GET_AUG if list_name in MASK_FOLDERS or list_name in MASK_FOLDERS.values() else GET_VOC12
+def _where_voc12(name: str) -> str:
+    """Where to get a list, or a folder of masks."""
+    return GET_AUG if name in (*MASK_FOLDERS, *MASK_FOLDERS.values()) else GET_VOC12
 
 
 def _read_lists(

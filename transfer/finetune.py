@@ -146,7 +146,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory()
     mmcv_ops.install()
     processes, main_process = world_size(args.launcher), is_main_process(args.launcher)
-    cfg = load_config(args.config, args.cfg_options, args.amp)
+    cfg = load_config(args.config, args.cfg_options, args.amp, processes)
     check_amp(args.amp)
     if args.data_root:
         set_data_root(cfg, args.data_root)

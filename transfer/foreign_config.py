@@ -12,10 +12,16 @@ from sd_pretrain.cli import InputError
 from transfer.tasks import DATASETS, TASKS
 
 
-def adopt(cfg: Config) -> None:
+def adopt(cfg: Config, processes: int = 1) -> None:
     """Give a stock detector's or segmentor's config (changed in place) a task, a dataset and our metrics.
 
-    Model, schedule and data stay as they are. Configs of this project name their task and are left alone.
+    Model, schedule and data stay as they are: a batch is that of one process, and all of them together are
+    noted, so that a run on another number of GPUs is another run. Configs of this project name their task and
+    are left alone.
+
+    Args:
+        cfg: the config.
+        processes: how many train.
 
     Raises:
         InputError: it is for another library, other data or another metric.
@@ -50,15 +56,23 @@ def adopt(cfg: Config) -> None:
     if needed not in types:
         raise InputError(f'{name} measures with {", ".join(map(str, types))}: {needed} is needed')
     cfg.merge_from_dict({'task': task, 'dataset': dataset})
+    cfg.total_batch_size = processes * cfg.train_dataloader.batch_size
     # mmseg's older way to say init_cfg, which would stand against the backbone's.
     if 'pretrained' in cfg.model:
         cfg.model.pretrained = None
     cfg.val_evaluator = cfg.test_evaluator = TASKS[task].evaluator
+    # What is measured is what pictures are drawn of; and a config may have no test at all.
+    cfg.test_dataloader, cfg.test_cfg = cfg.val_dataloader, {'type': 'TestLoop'}
+
+
+def list_file(dataset: dict[str, Any]) -> Path:
+    """The image list of a dataset's config; without a data root its path is whole."""
+    return Path(dataset.get('data_root') or '') / dataset['ann_file']
 
 
 def data_folder(dataset: dict[str, Any]) -> Path:
     """The ``VOC2007`` or ``VOC2012`` folder of a dataset's config, however the path is split in it."""
-    path = Path(dataset['data_root'] or '') / dataset['ann_file']
+    path = list_file(dataset)
     return next((one.parent for one in path.parents if one.name == 'ImageSets'), path.parent)
 
 

@@ -14,7 +14,7 @@ from sd_pretrain.cli import InputError, read_config
 from sd_pretrain.launch import is_main_process
 from sd_pretrain.vis_backends import check_vis_backends
 from transfer.backbone import Backbone, config_arch
-from transfer.foreign_config import adopt, data_folder, open_datasets
+from transfer.foreign_config import adopt, data_folder, list_file, open_datasets
 from transfer.voc import read_list
 
 SCHEMA = 1
@@ -27,14 +27,18 @@ _IDENTITY = (
 )
 
 
-def load_config(path: str | Path, cfg_options: dict | None = None, amp: bool = False) -> Config:
+def load_config(
+    path: str | Path, cfg_options: dict | None = None, amp: bool = False, processes: int = 1
+) -> Config:
     """Read a config of a transfer task, or one of mmdet or mmseg on VOC, and apply the options.
+
+    A config of mmdet or mmseg needs to know how many ``processes`` train.
 
     Raises:
         InputError: the file is missing, is no config, or is not one of a transfer task.
     """
     cfg = read_config(path, cfg_options)
-    adopt(cfg)
+    adopt(cfg, processes)
     if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
         raise InputError(f'{path} is no config of a transfer task: take one of configs/det, seg or probe')
     check_vis_backends(cfg)
@@ -65,7 +69,7 @@ def list_files(cfg: Config) -> list[Path]:
     Raises:
         InputError: a list is not there.
     """
-    paths = [Path(one.data_root) / one.ann_file for one in voc_datasets(cfg)]
+    paths = [list_file(one) for one in voc_datasets(cfg)]
     for path in paths:
         if not path.is_file():
             raise InputError(f'no {path}: put the data there, or say with --data-root where "data" is')

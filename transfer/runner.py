@@ -168,23 +168,28 @@ def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) 
         config = _config_for(asked, backbone.arch or (archs[0] if archs else None), options)
         arguments = _arguments(config, name, files[name], options)
         parsed = finetune.parse_args([*arguments, '--work-dir', '.'])
-        cfg = load_config(config, parsed.cfg_options, options.amp)
+        processes = max(1, options.gpus)
+        cfg = load_config(config, parsed.cfg_options, options.amp, processes)
         config_arch(cfg)
         if (cfg.task, cfg.dataset) != (asked.task, asked.name):
             raise InputError(f'{config} is for {cfg.task} {cfg.dataset}, not {asked.task} {asked.name}')
         set_data_root(cfg, parsed.data_root or 'data')
         lists: dict[str, list[str]] = {}
+        masks = {}
         for dataset in voc_datasets(cfg):
-            lists.setdefault(str(data_folder(dataset)), []).append(Path(dataset.ann_file).stem)
+            stem = Path(dataset.ann_file).stem
+            lists.setdefault(str(data_folder(dataset)), []).append(stem)
+            if 'seg_map_path' in (dataset.get('data_prefix') or {}):
+                masks[stem] = Path(dataset.data_prefix.seg_map_path).name
         for root, stems in lists.items():
             key = (root, *dict.fromkeys(stems))
             if key not in checked:
-                asked.check(root, lists=key[1:])
+                asked.check(root, lists=key[1:], **({'masks': masks} if masks else {}))
                 checked.add(key)
         identities = {seed: {'name': name, **describe(cfg, backbone, seed)} for seed in options.seeds}
         # Both raise where the config does not fit.
         put_into(cfg, backbone)
-        split_total_batch(cfg, max(1, options.gpus))
+        split_total_batch(cfg, processes)
         for seed, identity in identities.items():
             work_dir = folder / name / f'seed{seed}'
             own = [*arguments, '--seed', str(seed), '--work-dir', str(work_dir), '--resume']

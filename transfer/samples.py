@@ -15,7 +15,7 @@ from PIL import Image
 
 from sd_pretrain.cli import InputError
 from transfer.draw import Detection, classes_in, draw_boxes, draw_mask
-from transfer.foreign_config import data_folder
+from transfer.foreign_config import data_folder, list_file
 from transfer.image_scores import MIN_SCORE, NAMES, ImageDifference
 from transfer.speed import prepare_model
 from transfer.voc import CLASSES, read_annotation, read_list
@@ -126,7 +126,7 @@ def _test_images(cfg: Config) -> tuple[Path, list[str], dict[str, str]]:
     dataset = cfg.test_dataloader.dataset
     return (
         data_folder(dataset),
-        read_list(Path(dataset.data_root) / dataset.ann_file),
+        read_list(list_file(dataset)),
         dict(dataset.get('data_prefix') or {}),
     )
 

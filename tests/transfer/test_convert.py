@@ -262,6 +262,38 @@ def test_other_networks_are_told_by_what_they_are(name, found):
         detect_arch(state_dict)
 
 
+@pytest.mark.parametrize(
+    'record',
+    [
+        {'meta': {'arch': 'resnetblur18'}},
+        {'meta': {'run_settings': {'model.network': 'resnetblur18'}}},
+        {'arch': 'resnetaa50'},
+    ],
+    ids=['snapshot', 'epoch', 'timm'],
+)
+def test_a_lookalike_is_told_by_the_name_in_its_checkpoint(record, weights, tmp_path):
+    torch.save({'state_dict': weights['resnet18'], **record}, tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=r'is a resnet(blur18|aa50): .* names and shapes of a plain ResNet'):
+        convert(tmp_path / 'x.pth', tmp_path / 'out', 'mmdet')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('prefix', ['encoder.', 'module.net.'])
+def test_the_only_network_is_taken_whatever_its_prefix(prefix, weights, tmp_path):
+    others = {'projector.weight': torch.zeros(2, 2)}
+    torch.save(prefixed(weights['resnet18'], prefix) | others, tmp_path / 'x.pth')
+    done = convert(tmp_path / 'x.pth', tmp_path, 'torchvision')
+    assert done.classifier and done.notes == ['1 tensors beside the network left out (projector)']
+
+
+def test_entries_with_weights_are_named(weights, tmp_path):
+    both = {'student': weights['resnet18'], 'teacher': weights['resnet18'], 'epoch': 3}
+    torch.save(both, tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=r'has weights in student, teacher: take one with .* --key'):
+        convert(tmp_path / 'x.pth', tmp_path, 'mmdet')
+    assert convert(tmp_path / 'x.pth', tmp_path, 'mmdet', key='teacher').arch == 'resnet18'
+
+
 def test_two_networks_in_one_checkpoint(weights, tmp_path):
     both = prefixed(weights['resnet18'], 'network.') | prefixed(weights['resnet18'], 'module.')
     torch.save(both, tmp_path / 'x.pth')

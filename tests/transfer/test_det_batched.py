@@ -303,6 +303,12 @@ def test_an_image_without_an_anchor_inside_is_refused():
         step(ours, data, 0)
 
 
+SABL = dict(
+    _delete_=True,
+    type='SABLHead',
+    num_classes=20,
+    bbox_coder=dict(type='BucketingBBoxCoder', num_buckets=14, scale_factor=1.7),
+)
 UNKNOWN = [
     ('rpn_head', {'train_cfg.rpn.assigner.gt_max_assign_all': False}),
     ('rpn_head', {'train_cfg.rpn.sampler.neg_pos_ub': 3}),
@@ -310,6 +316,7 @@ UNKNOWN = [
     ('rpn_head', {'rpn_head.bbox_coder.add_ctr_clamp': True}),
     ('roi_head', {'train_cfg.rcnn.assigner.ignore_iof_thr': 0.5}),
     ('roi_head', {'roi_head.bbox_head.reg_decoded_bbox': True}),
+    ('roi_head', {'roi_head.bbox_head': SABL}),
     ('data_preprocessor', {'data_preprocessor.pad_value': 1}),
 ]
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from torchvision.models import resnet18
 
 from sd_pretrain.cli import InputError
 from transfer import finetune, runner
 from transfer.foreign_config import data_folder
 from transfer.run_record import load_config
+from transfer.table import require_comparable
 from transfer.transfer_report import note_transfer
 
 REPO = Path(__file__).resolve().parents[2]
@@ -100,6 +102,19 @@ def test_mmdets_retinanet(in_repo, backbone, tiny_voc, tmp_path, capfd):
     assert (work_dir / 'predictions.npz').is_file()
 
 
+def test_a_config_without_a_data_root_and_without_a_test(in_repo, backbone, tiny_voc, tmp_path):
+    text = RETINANET.replace(
+        "data_root='data/VOCdevkit/',\n    ann_file='VOC2007/", f"ann_file='{tiny_voc}/VOCdevkit/VOC2007/"
+    )
+    text = text.replace("sub_data_root='", f"sub_data_root='{tiny_voc}/VOCdevkit/")
+    text += 'test_dataloader = test_cfg = test_evaluator = None\n'
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    result, work_dir = run('det', 'voc07', config, backbone, tiny_voc, tmp_path)
+    assert result['checkpoint'] == 'epoch_1.pth'
+    cfg = Config.fromfile(work_dir / 'my_config.py')
+    assert cfg.test_dataloader.dataset == cfg.val_dataloader.dataset
+
+
 def test_mmsegs_fcn_counts_in_iterations(in_repo, backbone, tiny_voc, tmp_path):
     config = written(tmp_path, FCN, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
     result, work_dir = run('seg', 'voc12', config, backbone, tiny_voc, tmp_path)
@@ -121,6 +136,36 @@ def test_a_run_says_whether_it_is_on_the_emoji_world(in_repo, backbone, tiny_voc
     assert note_transfer(tmp_path, [result], [])['data'] == ('demo' if demo else 'real')
 
 
+def test_a_batch_is_that_of_one_gpu_so_other_gpus_make_another_run(in_repo, backbone, tiny_voc, tmp_path):
+    config = written(tmp_path, RETINANET, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+
+    def planned(gpus):
+        options = runner.Options(config=config, data_root=str(tiny_voc), gpus=gpus)
+        return runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)[0]
+
+    one, two = (planned(gpus).identity for gpus in (1, 2))
+    with pytest.raises(InputError, match=r'my_config\.py.* from two settings'):
+        require_comparable([one, {**two, 'seed': 1}])
+    finetune.finetune(finetune.parse_args(planned(1).arguments))
+    assert planned(1).state == 'all'
+    with pytest.raises(InputError, match='holds another run: config was'):
+        planned(2)
+
+
+def test_masks_are_looked_for_where_the_config_has_them(in_repo, backbone, tiny_voc, tmp_path):
+    voc12 = tiny_voc / 'VOCdevkit' / 'VOC2012'
+    lists = voc12 / 'ImageSets' / 'Segmentation'
+    (lists / 'trainaug.txt').write_text((lists / 'train.txt').read_text() + (lists / 'aug.txt').read_text())
+    text = FCN.replace("'SegmentationClass'", "'SegmentationClassAug'").replace('/train.txt', '/trainaug.txt')
+    config = written(tmp_path, text, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    options = runner.Options(config=config, data_root=str(tiny_voc))
+    task = runner.find_task('seg', 'voc12')
+    assert len(runner.plan(task, {'A': backbone}, tmp_path / 'w', options)) == 1
+    next((voc12 / 'SegmentationClassAug').iterdir()).unlink()
+    with pytest.raises(InputError, match='SegmentationClassAug lacks 1 files that the lists name'):
+        runner.plan(task, {'A': backbone}, tmp_path / 'w', options)
+
+
 @pytest.mark.parametrize('hook', ['None', 'dict(interval=2, save_last=False)'])
 def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
     in_repo, backbone, tiny_voc, tmp_path, hook
@@ -137,6 +182,7 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
     [
         ("model = dict(backbone=dict(type='ResNetV1d'))", r'backbone of my_config\.py is a ResNetV1d'),
         ("model = dict(backbone=dict(style='caffe'))", r"style='caffe'"),
+        ("model = dict(roi_head=dict(shared_head=dict(style='caffe')))", r"shared_head of .*style='caffe'"),
         ("load_from = 'coco.pth'", r'from coco\.pth, the backbone with it'),
         ("val_evaluator = dict(_delete_=True, type='CocoMetric')", r'CocoMetric: VOCMetric is needed'),
         ("default_scope = 'mmpose'", "default_scope is 'mmpose'"),

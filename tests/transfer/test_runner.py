@@ -198,6 +198,10 @@ def test_the_data_is_checked_before_anything_runs(in_repo, files, tiny_voc, tmp_
         (['seg', 'voc12', 'A=none', '--gpus', '999'], '999 GPUs asked for'),
         (['seg', 'voc12', 'A=none', '--gpus', 'many'], 'a number is needed'),
         (['seg', 'voc12', 'A=none', '--demo', '--data-root', 'nowhere'], 'nowhere/VOCdevkit/VOC2012'),
+        (
+            'seg voc12 A=none --demo --data-root nowhere --cfg-options train_dataloader.batch_size=4'.split(),
+            'follows from total_batch_size',
+        ),
     ],
 )
 def test_mistakes_are_named(in_repo, arguments, message, tmp_path):
