@@ -143,6 +143,8 @@ def mini_generations(cfg: Config) -> dict[str, Any]:
         }
     )
     check_teacher_options(hooks[0].get('teacher_options'))
+    if 'max_epochs' not in cfg.train_cfg:
+        raise InputError('train_cfg has no max_epochs: mini-generations are trained, and end, by epochs')
     check_ends(ends, cfg.train_cfg.max_epochs, 'epochs')
     schedulers = cfg.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
@@ -151,6 +153,23 @@ def mini_generations(cfg: Config) -> dict[str, Any]:
     if types == ['CosineRestartLR'] and schedulers[0].get('by_epoch', True):
         check_periods(schedulers[0].get('periods', []), ends, 'epochs')
     return hooks[0]
+
+
+def check_evaluation(cfg: Config) -> None:
+    """Check that a run comes to its result: top-1 and top-5 of its last snapshot on the validation images.
+
+    Raises:
+        InputError: it is not validated by both after the last epoch.
+    """
+    evaluators = cfg.get('val_evaluator') or []
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    ranks = {k for one in evaluators if one.type == 'TopKAccuracy' for k in one.get('topk', (1, 5))}
+    epochs = cfg.train_cfg.max_epochs
+    if not {1, 5} <= ranks or not cfg.get('val_dataloader') or cfg.train_cfg.get('val_begin', 1) > epochs:
+        raise InputError(
+            'a run ends with top-1 and top-5 of the validation images: the config needs a val_dataloader, a '
+            f'val_begin of at most {epochs}, and in val_evaluator a TopKAccuracy with topk=(1, 5)'
+        )
 
 
 def set_resume(cfg: Config, resume: str | None, processes: int) -> None:

@@ -21,6 +21,7 @@ from sd_pretrain.prepare import (
     DATA_CHECKS,
     check_classes,
     check_data,
+    check_evaluation,
     check_stop,
     fit_machine,
     load_config,
@@ -106,6 +107,7 @@ def train(
     hook = mini_generations(cfg)
     generations = len(hook['ends'])
     check_teacher_source(hook.get('teacher'), cfg.model, cfg.train_cfg.max_epochs, hook.get('distill', True))
+    check_evaluation(cfg)
     check_stop(cfg, stop_after)
     counts = {} if os.environ.get(CHECKED) else check_data(cfg)
     set_resume(cfg, resume, processes)
