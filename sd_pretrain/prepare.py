@@ -159,7 +159,7 @@ def check_evaluation(cfg: Config) -> None:
     """Check that a run comes to its result: top-1 and top-5 of its last snapshot on the validation images.
 
     Raises:
-        InputError: it is not validated by both after the last epoch.
+        InputError: it is not validated by both after the last epoch, or other weights are.
     """
     evaluators = cfg.get('val_evaluator') or []
     evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
@@ -169,6 +169,11 @@ def check_evaluation(cfg: Config) -> None:
         raise InputError(
             'a run ends with top-1 and top-5 of the validation images: the config needs a val_dataloader, a '
             f'val_begin of at most {epochs}, and in val_evaluator a TopKAccuracy with topk=(1, 5)'
+        )
+    if any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
+        raise InputError(
+            'EMAHook has averaged weights validated, which are not those of the snapshots that teach and are '
+            'reported; leave it out of custom_hooks'
         )
 
 

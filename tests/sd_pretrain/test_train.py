@@ -229,6 +229,10 @@ def test_settings_that_do_not_fit(refused, tiny_config, options, message):
             "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=9, val_interval=3)",
             'train_cfg has no max_epochs',
         ),
+        (
+            "custom_hooks = [*_base_.custom_hooks, dict(type='EMAHook')]",
+            'EMAHook has averaged weights validated',
+        ),
     ],
 )
 def test_loops_and_hooks_that_do_not_fit(refused, tiny_config, tmp_path, setting, message):
