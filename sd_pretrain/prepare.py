@@ -71,6 +71,9 @@ def load_config(
 def fit_machine(cfg: Config, processes: int) -> None:
     """Set what depends on the machine: the batch of one process, its loader workers, pinned memory."""
     split_total_batch(cfg, processes)
+    if cfg.get('model_wrapper_cfg') and (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1) > 1:
+        # DDP learns a static graph in the first iteration, which does not reduce any gradient then.
+        cfg.model_wrapper_cfg.static_graph = False
     workers = cpu_share(processes)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
