@@ -125,6 +125,16 @@ def check_classes(cfg: Config, root: str | Path, found: int) -> None:
         )
 
 
+def check_model(cfg: Config) -> None:
+    """Check that the model can be made.
+
+    Raises:
+        InputError: see :class:`sd_pretrain.classifier.TimmClassifier`.
+    """
+    with torch.device('meta'):
+        MODELS.build(cfg.model)
+
+
 def mini_generations(cfg: Config) -> dict[str, Any]:
     """The config's SnapshotDistillationHook, its ends checked against run and learning rate.
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mmengine.runner import Runner
 
 from sd_pretrain.checkpoint import check_fits, read_checkpoint
-from sd_pretrain.classifier import check_network, check_tolerance
+from sd_pretrain.classifier import check_network
 from sd_pretrain.cli import InputError
 from sd_pretrain.exact_resume import ExactResumeHook, run_settings
 from sd_pretrain.ilsvrc_layouts import find_split
@@ -22,6 +22,7 @@ from sd_pretrain.prepare import (
     check_classes,
     check_data,
     check_evaluation,
+    check_model,
     check_stop,
     fit_machine,
     load_config,
@@ -102,8 +103,7 @@ def train(
         told = f'Finished already, nothing to do: {describe(result, cfg.work_dir)}, {where}; {again}.'
         return Outcome(result, told)
     fit_machine(cfg, processes)
-    check_network(cfg.model.network)
-    check_tolerance(cfg.model.get('tolerance'), cfg.model.get('num_classes', 1000))
+    check_model(cfg)
     hook = mini_generations(cfg)
     generations = len(hook['ends'])
     check_teacher_source(hook.get('teacher'), cfg.model, cfg.train_cfg.max_epochs, hook.get('distill', True))

@@ -241,6 +241,12 @@ def test_loops_and_hooks_that_do_not_fit(refused, tiny_config, tmp_path, setting
     assert message in refused(config)
 
 
+def test_arguments_that_another_network_does_not_take(refused, tiny_config):
+    line = refused(tiny_config, '--cfg-options', 'model.network=test_efficientnet')
+    assert "no test_efficientnet with model.network_args={'zero_init_last': False}" in line
+    assert 'network_args=dict(_delete_=True)' in line
+
+
 def test_missing_or_broken_config(refused, tmp_path):
     assert 'no config' in refused(tmp_path / 'none.py')
     (tmp_path / 'broken.py').write_text('model = dict(')
