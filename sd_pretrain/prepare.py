@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sd_pretrain.checkpoint import check_fits, check_optimizer, read_checkpoint
 from sd_pretrain.cifar_files import ensure_cifar100
@@ -125,14 +126,24 @@ def check_classes(cfg: Config, root: str | Path, found: int) -> None:
         )
 
 
-def check_model(cfg: Config) -> None:
-    """Check that the model can be made.
+def check_model(cfg: Config, processes: int) -> None:
+    """Check that the model can be made, and its batch normalisation synchronised where that is asked for.
 
     Raises:
-        InputError: see :class:`sd_pretrain.classifier.TimmClassifier`.
+        InputError: see :class:`sd_pretrain.classifier.TimmClassifier`; or mmengine's ``sync_bn`` would put
+            plain layers in the place of those that do more, such as the activation that follows.
     """
     with torch.device('meta'):
-        MODELS.build(cfg.model)
+        model = MODELS.build(cfg.model)
+    if processes == 1 or not cfg.get('sync_bn'):
+        return
+    layers = {type(one) for one in model.modules() if isinstance(one, _BatchNorm)}
+    more = sorted(one.__name__ for one in layers if not one.__module__.startswith('torch.nn.'))
+    if more:
+        raise InputError(
+            f'sync_bn would make plain batch normalisation of the {", ".join(more)} of {cfg.model.network}, '
+            'and take out the activations in them; leave sync_bn out'
+        )
 
 
 def mini_generations(cfg: Config) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def train(
         told = f'Finished already, nothing to do: {describe(result, cfg.work_dir)}, {where}; {again}.'
         return Outcome(result, told)
     fit_machine(cfg, processes)
-    check_model(cfg)
+    check_model(cfg, processes)
     hook = mini_generations(cfg)
     generations = len(hook['ends'])
     check_teacher_source(hook.get('teacher'), cfg.model, cfg.train_cfg.max_epochs, hook.get('distill', True))

@@ -247,6 +247,15 @@ def test_arguments_that_another_network_does_not_take(refused, tiny_config):
     assert 'network_args=dict(_delete_=True)' in line
 
 
+def test_synchronised_batch_normalisation_keeps_the_activations(refused, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    config = tmp_path / 'efficient.py'
+    model = "dict(network='test_efficientnet', network_args=dict(_delete_=True))"
+    config.write_text(f"_base_ = '{tiny_config}'\nmodel = {model}\nsync_bn = 'torch'\n")
+    line = refused(config, '--check', '--gpus', '2')
+    assert 'plain batch normalisation of the BatchNormAct2d of test_efficientnet' in line
+
+
 def test_missing_or_broken_config(refused, tmp_path):
     assert 'no config' in refused(tmp_path / 'none.py')
     (tmp_path / 'broken.py').write_text('model = dict(')
