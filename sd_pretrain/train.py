@@ -103,7 +103,7 @@ def train(
         told = f'Finished already, nothing to do: {describe(result, cfg.work_dir)}, {where}; {again}.'
         return Outcome(result, told)
     fit_machine(cfg, processes)
-    check_model(cfg, processes)
+    check_network(cfg.model.network)
     hook = mini_generations(cfg)
     generations = len(hook['ends'])
     check_teacher_source(hook.get('teacher'), cfg.model, cfg.train_cfg.max_epochs, hook.get('distill', True))
@@ -111,6 +111,7 @@ def train(
     check_stop(cfg, stop_after)
     counts = {} if os.environ.get(CHECKED) else check_data(cfg)
     set_resume(cfg, resume, processes)
+    check_model(cfg, processes)
     if check_only:
         return Outcome(None, f'Config and data are fine: {counts}.')
     cfg.launcher = launcher
