@@ -43,7 +43,19 @@ class ExactResumeHook(Hook):
         self.settings = settings
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Let a fork keep its own seed: mmengine would take over that of the checkpoint."""
+        """Let a fork keep its own seed: mmengine would take over that of the checkpoint.
+
+        Raises:
+            InputError: the checkpoint to resume from was saved within an epoch, as with ``by_epoch=False``;
+                mmengine would begin that epoch anew, and the schedule would end too early.
+        """
+        meta, length = checkpoint.get('meta', {}), len(runner.train_dataloader)
+        if runner._resume and meta['iter'] != meta['epoch'] * length:
+            raise InputError(
+                f'iteration {meta["iter"]}, of the checkpoint to resume from, is not the end of '
+                f'{meta["epoch"]} epochs of {length} iterations; resume from an epoch_N.pth of a run on the '
+                'same data'
+            )
         seed = self.settings['randomness.seed']
         if self.settings.get(_FORK) and 'meta' in checkpoint and seed is not None:
             checkpoint['meta']['seed'] = seed

@@ -190,6 +190,17 @@ def test_a_resume_with_other_settings_is_refused(
     assert not (tmp_path / 'new').exists()
 
 
+def test_a_resume_from_within_an_epoch_is_refused(run_tool, configs, image_folder, tmp_path, capfd):
+    places = ['--work-dir', tmp_path / 'work', '--data-root', image_folder, '--stop-after', '2']
+    checkpoints = ['default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=1']
+    assert run_tool('train.py', configs['sd'], *places, '--cfg-options', *checkpoints) == 0
+    assert run_tool('train.py', configs['sd'], *places, '--resume', tmp_path / 'work' / 'iter_3.pth') == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        'error: iteration 3, of the checkpoint to resume from, is not the end of 1 epochs of 2'
+    )
+
+
 def test_a_resume_with_another_number_of_processes_is_refused(
     run_tool, trained, configs, image_folder, tmp_path, capfd, monkeypatch
 ):
