@@ -91,7 +91,8 @@ class ExactResumeHook(Hook):
 def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
     """What a resumed run must share with the run that it goes on with; plain values by their config names.
 
-    The optimizer's settings are not among them: its state has them.
+    The optimizer's settings are not among them, its state has them; but for those by layer
+    (``paramwise_cfg``), which the state tells from no others.
 
     Args:
         cfg: the config, the batch of one process set.
@@ -118,6 +119,10 @@ def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
     for key in ('init_seed', 'tolerance'):
         if cfg.model.get(key) is not None:
             settings[f'model.{key}'] = cfg.model[key]
+    optim_wrapper = cfg.get('optim_wrapper') or {}
+    kept = ['accumulative_counts', 'clip_grad', 'paramwise_cfg']
+    kept += ['optimizer'] if optim_wrapper.get('paramwise_cfg') else []
+    settings |= {f'optim_wrapper.{key}': optim_wrapper[key] for key in kept if optim_wrapper.get(key)}
     if cfg.get('fork'):
         settings[_FORK] = True
     settings |= {f'{HOOK}.{key}': hook[key] for key in hook if key not in ('type', 'priority')}

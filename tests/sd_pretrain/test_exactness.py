@@ -172,6 +172,17 @@ def test_each_epoch_crops_anew(image_folder, epoch, same):
             ['ends was [2, 4], now [2, 3, 4]'],
         ),
         (
+            ['optim_wrapper.accumulative_counts=2', 'optim_wrapper.clip_grad.max_norm=1'],
+            [
+                'optim_wrapper.accumulative_counts was not set, now 2',
+                "optim_wrapper.clip_grad was not set, now {'max_norm': 1}",
+            ],
+        ),
+        (
+            ['optim_wrapper.paramwise_cfg.norm_decay_mult=0', 'optim_wrapper.optimizer.lr=0.2'],
+            ["paramwise_cfg was not set, now {'norm_decay_mult': 0}", "optimizer was not set, now {'type'"],
+        ),
+        (
             ['train_cfg.max_epochs=6', 'custom_hooks.0.ends=[2,6]', 'param_scheduler.0.periods=[2,4]'],
             ['train_cfg.max_epochs was 4, now 6'],
         ),
