@@ -88,7 +88,8 @@ class TimmClassifier(BaseModel):
             loss: the first generation of a tolerant teacher. Default: none.
 
     Raises:
-        InputError: ``timm`` has no network of this name, or ``tolerance`` is not of that form.
+        InputError: ``timm`` has no network of this name, or none with these arguments; or ``tolerance`` is
+            not of that form.
     """
 
     def __init__(
@@ -116,7 +117,13 @@ class TimmClassifier(BaseModel):
         with torch.random.fork_rng(devices=[], enabled=init_seed is not None):
             if init_seed is not None:
                 torch.default_generator.manual_seed(init_seed)
-            self.network = timm.create_model(network, num_classes=num_classes, **self.network_args)
+            try:
+                self.network = timm.create_model(network, num_classes=num_classes, **self.network_args)
+            except TypeError as error:
+                raise InputError(
+                    f'timm makes no {network} with model.network_args={self.network_args}: {error}; '
+                    'network_args=dict(_delete_=True) drops those that a config inherits'
+                ) from None
         use_small_maps(self.network)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)

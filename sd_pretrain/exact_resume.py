@@ -43,7 +43,19 @@ class ExactResumeHook(Hook):
         self.settings = settings
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Let a fork keep its own seed: mmengine would take over that of the checkpoint."""
+        """Let a fork keep its own seed: mmengine would take over that of the checkpoint.
+
+        Raises:
+            InputError: the checkpoint to resume from was saved within an epoch, as with ``by_epoch=False``;
+                mmengine would begin that epoch anew, and the schedule would end too early.
+        """
+        meta, length = checkpoint.get('meta', {}), len(runner.train_dataloader)
+        if runner._resume and meta['iter'] != meta['epoch'] * length:
+            raise InputError(
+                f'iteration {meta["iter"]}, of the checkpoint to resume from, is not the end of '
+                f'{meta["epoch"]} epochs of {length} iterations; resume from an epoch_N.pth of a run on the '
+                'same data'
+            )
         seed = self.settings['randomness.seed']
         if self.settings.get(_FORK) and 'meta' in checkpoint and seed is not None:
             checkpoint['meta']['seed'] = seed
@@ -79,7 +91,8 @@ class ExactResumeHook(Hook):
 def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
     """What a resumed run must share with the run that it goes on with; plain values by their config names.
 
-    The optimizer's settings are not among them: its state has them.
+    The optimizer's settings are not among them, its state has them; but for those by layer
+    (``paramwise_cfg``), which the state tells from no others.
 
     Args:
         cfg: the config, the batch of one process set.
@@ -106,6 +119,10 @@ def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
     for key in ('init_seed', 'tolerance'):
         if cfg.model.get(key) is not None:
             settings[f'model.{key}'] = cfg.model[key]
+    optim_wrapper = cfg.get('optim_wrapper') or {}
+    kept = ['accumulative_counts', 'clip_grad', 'paramwise_cfg']
+    kept += ['optimizer'] if optim_wrapper.get('paramwise_cfg') else []
+    settings |= {f'optim_wrapper.{key}': optim_wrapper[key] for key in kept if optim_wrapper.get(key)}
     if cfg.get('fork'):
         settings[_FORK] = True
     settings |= {f'{HOOK}.{key}': hook[key] for key in hook if key not in ('type', 'priority')}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sd_pretrain.checkpoint import check_fits, check_optimizer, read_checkpoint
 from sd_pretrain.cifar_files import ensure_cifar100
@@ -66,6 +67,9 @@ def load_config(
 def fit_machine(cfg: Config, processes: int) -> None:
     """Set what depends on the machine: the batch of one process, its loader workers, pinned memory."""
     split_total_batch(cfg, processes)
+    if cfg.get('model_wrapper_cfg') and (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1) > 1:
+        # DDP learns a static graph in the first iteration, which does not reduce any gradient then.
+        cfg.model_wrapper_cfg.static_graph = False
     workers = cpu_share(processes)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
@@ -117,6 +121,26 @@ def check_classes(cfg: Config, root: str | Path, found: int) -> None:
         )
 
 
+def check_model(cfg: Config, processes: int) -> None:
+    """Check that the model can be made, and its batch normalisation synchronised where that is asked for.
+
+    Raises:
+        InputError: see :class:`sd_pretrain.classifier.TimmClassifier`; or mmengine's ``sync_bn`` would put
+            plain layers in the place of those that do more, such as the activation that follows.
+    """
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    if processes == 1 or not cfg.get('sync_bn'):
+        return
+    layers = {type(one) for one in model.modules() if isinstance(one, _BatchNorm)}
+    more = sorted(one.__name__ for one in layers if not one.__module__.startswith('torch.nn.'))
+    if more:
+        raise InputError(
+            f'sync_bn would make plain batch normalisation of the {", ".join(more)} of {cfg.model.network}, '
+            'and take out the activations in them; leave sync_bn out'
+        )
+
+
 def mini_generations(cfg: Config) -> dict[str, Any]:
     """The config's SnapshotDistillationHook, its ends checked against run and learning rate.
 
@@ -138,6 +162,8 @@ def mini_generations(cfg: Config) -> dict[str, Any]:
         }
     )
     check_teacher_options(hooks[0].get('teacher_options'))
+    if 'max_epochs' not in cfg.train_cfg:
+        raise InputError('train_cfg has no max_epochs: mini-generations are trained, and end, by epochs')
     check_ends(ends, cfg.train_cfg.max_epochs, 'epochs')
     schedulers = cfg.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
@@ -146,6 +172,28 @@ def mini_generations(cfg: Config) -> dict[str, Any]:
     if types == ['CosineRestartLR'] and schedulers[0].get('by_epoch', True):
         check_periods(schedulers[0].get('periods', []), ends, 'epochs')
     return hooks[0]
+
+
+def check_evaluation(cfg: Config) -> None:
+    """Check that a run comes to its result: top-1 and top-5 of its last snapshot on the validation images.
+
+    Raises:
+        InputError: it is not validated by both after the last epoch, or other weights are.
+    """
+    evaluators = cfg.get('val_evaluator') or []
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    ranks = {k for one in evaluators if one.type == 'TopKAccuracy' for k in one.get('topk', (1, 5))}
+    epochs = cfg.train_cfg.max_epochs
+    if not {1, 5} <= ranks or not cfg.get('val_dataloader') or cfg.train_cfg.get('val_begin', 1) > epochs:
+        raise InputError(
+            'a run ends with top-1 and top-5 of the validation images: the config needs a val_dataloader, a '
+            f'val_begin of at most {epochs}, and in val_evaluator a TopKAccuracy with topk=(1, 5)'
+        )
+    if any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
+        raise InputError(
+            'EMAHook has averaged weights validated, which are not those of the snapshots that teach and are '
+            'reported; leave it out of custom_hooks'
+        )
 
 
 def set_resume(cfg: Config, resume: str | None, processes: int) -> None:

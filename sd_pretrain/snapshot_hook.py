@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.losses import sd_loss
-from sd_pretrain.schedule import check_ends, check_scheduler, mini_generation, teacher_iteration
+from sd_pretrain.schedule import HOOK, check_ends, check_scheduler, mini_generation, teacher_iteration
 from sd_pretrain.teacher import FrozenTeacher, check_teacher_options
 from sd_pretrain.teacher_source import load_teacher, teacher_spec
 from sd_pretrain.work_dir import whole
@@ -166,7 +166,7 @@ def check_loss_args(loss_args: dict[str, object]) -> None:
     """Check what a config hands to :func:`sd_pretrain.losses.sd_loss` through the hook.
 
     Raises:
-        InputError: an unknown name, or a temperature that is not positive.
+        InputError: an unknown name, a temperature that is not positive, or a weight that is no number.
     """
     known = list(inspect.signature(sd_loss).parameters)[3:]  # after both logits and the labels
     unknown = sorted(set(loss_args) - set(known))
@@ -180,6 +180,10 @@ def check_loss_args(loss_args: dict[str, object]) -> None:
         raise InputError(
             f'the temperature of SnapshotDistillationHook must be positive, found {temperature!r}'
         )
+    for name, default in (('lambda_s', None), ('lambda_t', 1.0)):
+        weight = loss_args.get(name, default)
+        if weight is not default and not isinstance(weight, int | float):
+            raise InputError(f'{name} of {HOOK} must be a number, found {weight!r}')
 
 
 def check_teacher(saved: dict | None, needed: int) -> None:

@@ -117,21 +117,23 @@ class FrozenTeacher:
     def _prepare(self, inputs: Tensor) -> None:
         """Make what runs, for the device of ``inputs``."""
         dtype = _dtype(self.precision, inputs.device)
-        fused = self._fuse(dtype)
+        fused = self._fuse(dtype, inputs)
         if dtype == torch.float16 and not _in_range(self._forward(self._cast(inputs))):
             print_log('The teacher leaves the range of float16; it runs in bfloat16.', 'current', level=30)
-            fused = self._fuse(torch.bfloat16)
+            fused = self._fuse(torch.bfloat16, inputs)
         if fused and self.cuda_graph and inputs.is_cuda:
             try:
                 self._graph = CudaGraph(self._forward, self._cast(inputs))
             except RuntimeError as error:
                 print_log(f'The teacher runs without a CUDA graph: {error}', logger='current', level=30)
 
-    def _fuse(self, dtype: torch.dtype) -> bool:
+    def _fuse(self, dtype: torch.dtype, inputs: Tensor) -> bool:
         """Set what runs in ``dtype``; returns whether it is fused."""
         try:
             self._forward, self._dtype = fused_network(self.network, dtype), dtype
-        except ValueError as error:
+            # Whether the types of all its layers agree, a run shows alone.
+            self._forward(self._cast(inputs))
+        except (ValueError, RuntimeError) as error:
             print_log(f'The teacher runs unfused, and slower: {error}', logger='current', level=30)
             self._forward, self._dtype = self._plain(dtype), torch.float32
             return False

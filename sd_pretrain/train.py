@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mmengine.runner import Runner
 
 from sd_pretrain.checkpoint import check_fits, read_checkpoint
-from sd_pretrain.classifier import check_network, check_tolerance
+from sd_pretrain.classifier import check_network
 from sd_pretrain.cli import InputError
 from sd_pretrain.exact_resume import ExactResumeHook, run_settings
 from sd_pretrain.ilsvrc_layouts import find_split
@@ -21,6 +21,8 @@ from sd_pretrain.prepare import (
     DATA_CHECKS,
     check_classes,
     check_data,
+    check_evaluation,
+    check_model,
     check_stop,
     fit_machine,
     load_config,
@@ -102,13 +104,14 @@ def train(
         return Outcome(result, told)
     fit_machine(cfg, processes)
     check_network(cfg.model.network)
-    check_tolerance(cfg.model.get('tolerance'), cfg.model.get('num_classes', 1000))
     hook = mini_generations(cfg)
     generations = len(hook['ends'])
     check_teacher_source(hook.get('teacher'), cfg.model, cfg.train_cfg.max_epochs, hook.get('distill', True))
+    check_evaluation(cfg)
     check_stop(cfg, stop_after)
     counts = {} if os.environ.get(CHECKED) else check_data(cfg)
     set_resume(cfg, resume, processes)
+    check_model(cfg, processes)
     if check_only:
         return Outcome(None, f'Config and data are fine: {counts}.')
     cfg.launcher = launcher

@@ -52,11 +52,19 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     """The checkpoint that was written last, ``None`` if there is none.
 
     It is looked for where the work dir is now, and only then where it was written; it may be in neither.
+
+    Raises:
+        InputError: the note of it is empty.
     """
     pointer = Path(work_dir) / LAST
     if not pointer.is_file():
         return None
     named = Path(pointer.read_text().strip())
+    if not named.name:
+        raise InputError(
+            f'{pointer} is empty (a full disk, a crash of the machine?): write the name of its newest whole '
+            'epoch_N.pth into it'
+        )
     own = pointer.with_name(named.name)
     return own if own.is_file() else named
 

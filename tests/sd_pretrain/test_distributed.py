@@ -112,6 +112,13 @@ def test_two_processes_resumed_do_the_validation_that_was_killed(two_ranks, imag
     assert read_curves(work_dir).test_error == read_curves(two_ranks).test_error
 
 
+def test_two_processes_accumulate_gradients(tiny_config, image_folder, tmp_path):
+    arguments = [tiny_config, 2, '--data-root', image_folder, '--work-dir', tmp_path / 'work']
+    done = dist_train(*arguments, '--cfg-options', 'optim_wrapper.accumulative_counts=3')
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / 'work' / 'result.json').is_file()
+
+
 def test_evaluation_by_two_processes_counts_each_image_once(
     two_ranks, run_tool, tiny_config, image_folder, tmp_path, capsys
 ):

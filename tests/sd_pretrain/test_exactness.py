@@ -172,6 +172,17 @@ def test_each_epoch_crops_anew(image_folder, epoch, same):
             ['ends was [2, 4], now [2, 3, 4]'],
         ),
         (
+            ['optim_wrapper.accumulative_counts=2', 'optim_wrapper.clip_grad.max_norm=1'],
+            [
+                'optim_wrapper.accumulative_counts was not set, now 2',
+                "optim_wrapper.clip_grad was not set, now {'max_norm': 1}",
+            ],
+        ),
+        (
+            ['optim_wrapper.paramwise_cfg.norm_decay_mult=0', 'optim_wrapper.optimizer.lr=0.2'],
+            ["paramwise_cfg was not set, now {'norm_decay_mult': 0}", "optimizer was not set, now {'type'"],
+        ),
+        (
             ['train_cfg.max_epochs=6', 'custom_hooks.0.ends=[2,6]', 'param_scheduler.0.periods=[2,4]'],
             ['train_cfg.max_epochs was 4, now 6'],
         ),
@@ -188,6 +199,17 @@ def test_a_resume_with_other_settings_is_refused(
     assert line.startswith(f'error: {checkpoint} is of a run with other settings: ')
     assert all(difference in line for difference in differences), line
     assert not (tmp_path / 'new').exists()
+
+
+def test_a_resume_from_within_an_epoch_is_refused(run_tool, configs, image_folder, tmp_path, capfd):
+    places = ['--work-dir', tmp_path / 'work', '--data-root', image_folder, '--stop-after', '2']
+    checkpoints = ['default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=1']
+    assert run_tool('train.py', configs['sd'], *places, '--cfg-options', *checkpoints) == 0
+    assert run_tool('train.py', configs['sd'], *places, '--resume', tmp_path / 'work' / 'iter_3.pth') == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        'error: iteration 3, of the checkpoint to resume from, is not the end of 1 epochs of 2'
+    )
 
 
 def test_a_resume_with_another_number_of_processes_is_refused(

@@ -201,6 +201,18 @@ def test_a_network_that_cannot_be_fused_teaches_as_it_is():
     assert half.dtype == torch.float32
 
 
+@pytest.mark.parametrize('precision', ['bfloat16', 'float16'])
+def test_a_network_whose_fused_form_does_not_run_teaches_as_it_is(precision):
+    torch.manual_seed(0)
+    network = timm.create_model('test_convnext2', num_classes=7).eval()
+    nn.init.normal_(network.get_classifier().weight)
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        expected = network(images)
+    logits = FrozenTeacher(network, precision=precision)(images)
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 @pytest.mark.parametrize(
     'options, said',
     [

@@ -203,12 +203,57 @@ def test_check_only_writes_nothing(run_tool, tiny_config, image_folder, tmp_path
             'no setting temprature; it takes ends, distill, teacher, teacher_options, temperature',
         ),
         (['custom_hooks.0.temperature=0'], 'must be positive, found 0'),
+        (
+            ['custom_hooks.0.lambda_s=1+1/3'],
+            "lambda_s of SnapshotDistillationHook must be a number, found '1+1",
+        ),
+        (
+            ['custom_hooks.0.lambda_t=None'],
+            'lambda_t of SnapshotDistillationHook must be a number, found None',
+        ),
+        (['val_evaluator.topk=[1]'], 'in val_evaluator a TopKAccuracy with topk=(1, 5)'),
+        (['val_dataloader=None', 'val_evaluator=None', 'val_cfg=None'], 'needs a val_dataloader'),
+        (['train_cfg.val_begin=4'], 'a val_begin of at most 3'),
         (['train_dataloader.batch_size=4'], 'follows from total_batch_size'),
         (['total_batch_size=64'], '24 training images are less than one batch of 64'),
     ],
 )
 def test_settings_that_do_not_fit(refused, tiny_config, options, message):
     assert message in refused(tiny_config, '--cfg-options', *options)
+
+
+@pytest.mark.parametrize(
+    'setting, message',
+    [
+        (
+            "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=9, val_interval=3)",
+            'train_cfg has no max_epochs',
+        ),
+        (
+            "custom_hooks = [*_base_.custom_hooks, dict(type='EMAHook')]",
+            'EMAHook has averaged weights validated',
+        ),
+    ],
+)
+def test_loops_and_hooks_that_do_not_fit(refused, tiny_config, tmp_path, setting, message):
+    config = tmp_path / 'changed.py'
+    config.write_text(f"_base_ = '{tiny_config}'\n{setting}\n")
+    assert message in refused(config)
+
+
+def test_arguments_that_another_network_does_not_take(refused, tiny_config):
+    line = refused(tiny_config, '--cfg-options', 'model.network=test_efficientnet')
+    assert "no test_efficientnet with model.network_args={'zero_init_last': False}" in line
+    assert 'network_args=dict(_delete_=True)' in line
+
+
+def test_synchronised_batch_normalisation_keeps_the_activations(refused, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    config = tmp_path / 'efficient.py'
+    model = "dict(network='test_efficientnet', network_args=dict(_delete_=True))"
+    config.write_text(f"_base_ = '{tiny_config}'\nmodel = {model}\nsync_bn = 'torch'\n")
+    line = refused(config, '--check', '--gpus', '2')
+    assert 'plain batch normalisation of the BatchNormAct2d of test_efficientnet' in line
 
 
 def test_missing_or_broken_config(refused, tmp_path):

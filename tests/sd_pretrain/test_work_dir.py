@@ -20,6 +20,12 @@ def test_the_latest_checkpoint_is_looked_for_where_the_work_dir_is_now(tmp_path,
     assert epochs_done(work_dir) == 12
 
 
+def test_an_empty_pointer_says_what_to_do(tmp_path):
+    (tmp_path / 'last_checkpoint').touch()
+    with pytest.raises(InputError, match='last_checkpoint is empty .* name of its newest whole epoch_N.pth'):
+        latest_checkpoint(tmp_path)
+
+
 def test_the_order_of_options_says_nothing_unless_a_key_is_repeated(tmp_path):
     claim(tmp_path, {'options': ['a.b=1', 'c=2', 'a.b=3']})
     claim(tmp_path, {'options': ['c=2', 'a.b=1', 'a.b=3']})
