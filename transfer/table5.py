@@ -159,7 +159,7 @@ def run_table5(what: Table5) -> Path:
 def _data(what: Table5) -> Path:
     from sd_pretrain.imagenet import check_imagenet
     from transfer import emoji_world
-    from transfer.check_data import check_voc07, check_voc12
+    from transfer.check_data import check_detection, check_segmentation
 
     if what.data_root is None:
         if emoji_world.ensure(what.demo_data):
@@ -167,8 +167,8 @@ def _data(what: Table5) -> Path:
         return what.demo_data
     checks = (
         (check_imagenet, 'ILSVRC2012'),
-        (check_voc07, 'VOCdevkit/VOC2007'),
-        (check_voc12, 'VOCdevkit/VOC2012'),
+        (check_detection, 'VOCdevkit/VOC2007'),
+        (check_segmentation, 'VOCdevkit/VOC2012'),
     )
     wrong = []
     for check, folder in checks:

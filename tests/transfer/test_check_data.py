@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sd_pretrain.cli import InputError
-from transfer.check_data import check_detection, check_voc07, check_voc12
+from transfer.check_data import check_detection, check_segmentation
 from transfer.voc import palette
 
 REPO = Path(__file__).resolve().parents[2]
@@ -16,8 +16,8 @@ VOC07, VOC12 = 'VOCdevkit/VOC2007', 'VOCdevkit/VOC2012'
 
 
 def test_whole_tree_is_accepted_and_counted(tiny_voc):
-    assert check_voc07(tiny_voc / VOC07) == {'trainval': 4, 'test': 2}
-    assert check_voc12(tiny_voc / VOC12) == {'train': 2, 'aug': 2, 'val': 2}
+    assert check_detection(tiny_voc / VOC07) == {'trainval': 4, 'test': 2}
+    assert check_segmentation(tiny_voc / VOC12) == {'train': 2, 'aug': 2, 'val': 2}
 
 
 def test_voc12_is_checked_for_detection_too(tiny_voc):
@@ -103,7 +103,7 @@ def test_voc07_fault_is_named_with_file_and_remedy(tiny_voc, fault):
     damage, said = VOC07_FAULTS[fault]
     damage(tiny_voc / VOC07)
     with pytest.raises(InputError) as caught:
-        check_voc07(tiny_voc / VOC07)
+        check_detection(tiny_voc / VOC07)
     for part in (str(tiny_voc / VOC07), *said):
         assert part in str(caught.value)
 
@@ -134,12 +134,12 @@ def test_voc12_fault_is_named_with_file_and_remedy(tiny_voc, fault):
     damage, said = VOC12_FAULTS[fault]
     damage(tiny_voc / VOC12)
     with pytest.raises(InputError) as caught:
-        check_voc12(tiny_voc / VOC12)
+        check_segmentation(tiny_voc / VOC12)
     for part in said:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize('check', [check_voc07, check_voc12])
+@pytest.mark.parametrize('check', [check_detection, check_segmentation])
 def test_missing_and_empty_roots_say_where_to_get_the_data(check, tmp_path):
     with pytest.raises(InputError, match=r'nowhere does not exist; get VOCtrainval_.*--data-root'):
         check(tmp_path / 'nowhere')
@@ -151,20 +151,20 @@ def test_edges_of_the_image_belong_to_it(tiny_voc):
     xml = tiny_voc / VOC07 / XML
     box = '<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>64</xmax><ymax>48</ymax></bndbox>'
     xml.write_text(f'<annotation><object><name>dog</name>{box}</object></annotation>')
-    assert check_voc07(tiny_voc / VOC07)['trainval'] == 4
+    assert check_detection(tiny_voc / VOC07)['trainval'] == 4
     _replace(xml, '<xmax>64', '<xmax>65')
     with pytest.raises(InputError, match='1, 1, 65, 48'):
-        check_voc07(tiny_voc / VOC07)
+        check_detection(tiny_voc / VOC07)
 
 
 def test_full_size_names_the_official_counts(tiny_voc):
     with pytest.raises(
         InputError, match=r'trainval\.txt names 4 images where the full set has 5,011'
     ) as caught:
-        check_voc07(tiny_voc / VOC07, full_size=True)
+        check_detection(tiny_voc / VOC07, full_size=True)
     assert 'full set has 4,952' in str(caught.value)
     with pytest.raises(InputError, match='full set has 1,464') as caught:
-        check_voc12(tiny_voc / VOC12, full_size=True)
+        check_segmentation(tiny_voc / VOC12, full_size=True)
     assert 'full set has 9,118; get the SBD masks' in str(caught.value)
     assert 'full set has 1,449; get VOCtrainval_11-May-2012.tar' in str(caught.value)
 
@@ -173,7 +173,7 @@ def test_many_problems_are_cut_short_and_counted(tiny_voc):
     for xml in (tiny_voc / VOC07 / 'Annotations').iterdir():
         xml.write_text('')
     with pytest.raises(InputError, match=r'and 3 more like these$') as caught:
-        check_voc07(tiny_voc / VOC07)
+        check_detection(tiny_voc / VOC07)
     assert str(caught.value).count('is no XML') == 3
 
 
@@ -218,8 +218,8 @@ def test_tool_checks_cifar100_where_it_is_asked_to(tmp_path):
 
 
 def test_real_photos_pass(real_data):
-    assert check_voc07(real_data / VOC07, lists=('train', 'val')) == {'train': 500, 'val': 300}
-    assert check_voc12(real_data / VOC12, lists=('train', 'val')) == {'train': 240, 'val': 140}
+    assert check_detection(real_data / VOC07, lists=('train', 'val')) == {'train': 500, 'val': 300}
+    assert check_segmentation(real_data / VOC12, lists=('train', 'val')) == {'train': 240, 'val': 140}
 
 
 def test_palette_is_that_of_the_official_masks(real_data):
