@@ -1,7 +1,4 @@
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,6 @@ from sd_pretrain.cli import InputError
 from transfer.check_data import check_detection, check_segmentation
 from transfer.voc import palette
 
-REPO = Path(__file__).resolve().parents[2]
 VOC07, VOC12 = 'VOCdevkit/VOC2007', 'VOCdevkit/VOC2012'
 
 
@@ -177,44 +173,30 @@ def test_many_problems_are_cut_short_and_counted(tiny_voc):
     assert str(caught.value).count('is no XML') == 3
 
 
-def _run_tool(*args: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, 'tools/check_data.py', *map(str, args)],
-        cwd=REPO,
-        env={**os.environ, 'PYTHONPATH': str(REPO)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_tool_lists_the_problems_of_all_sets_and_exits_with_2(tiny_voc):
-    fine = _run_tool('voc07', 'voc12', '--data-root', tiny_voc)
-    assert (fine.returncode, fine.stderr) == (0, '')
-    assert fine.stdout.count(' OK ') == 2
+def test_tool_lists_the_problems_of_all_sets_and_exits_with_2(run_tool, tiny_voc, capsys):
+    arguments = ['check_data.py', 'voc07', 'voc12', '--data-root', tiny_voc]
+    assert run_tool(*arguments) == 0
+    said = capsys.readouterr()
+    assert said.out.count(' OK ') == 2 and said.err == ''
 
     (tiny_voc / VOC07 / XML).unlink()
     (tiny_voc / VOC12 / VAL_MASK).unlink()
-    broken = _run_tool('voc07', 'voc12', '--data-root', tiny_voc)
-    assert broken.returncode == 2
-    assert '000002.xml' in broken.stdout
-    assert '000005.png' in broken.stdout
-    assert broken.stderr.startswith('error: 2 of 2 data sets')
+    assert run_tool(*arguments) == 2
+    said = capsys.readouterr()
+    assert '000002.xml' in said.out
+    assert '000005.png' in said.out
+    assert said.err.startswith('error: 2 of 2 data sets')
 
 
-def test_tool_refuses_an_unknown_set():
-    result = _run_tool('voc99')
-    assert result.returncode == 2
-    assert (
-        result.stderr
-        == "error: unknown data set 'voc99'; there are imagenet, voc07, voc12, voc12det, cifar100\n"
-    )
+def test_tool_refuses_an_unknown_set(run_tool, capsys):
+    assert run_tool('check_data.py', 'voc99') == 2
+    known = 'imagenet, voc07, voc12, voc12det, cifar100'
+    assert capsys.readouterr().err == f"error: unknown data set 'voc99'; there are {known}\n"
 
 
-def test_tool_checks_cifar100_where_it_is_asked_to(tmp_path):
-    result = _run_tool('cifar100', '--data-root', tmp_path)
-    assert result.returncode == 2
-    assert f'no data root {tmp_path / "cifar-100-python"}' in result.stdout
+def test_tool_checks_cifar100_where_it_is_asked_to(run_tool, tmp_path, capsys):
+    assert run_tool('check_data.py', 'cifar100', '--data-root', tmp_path) == 2
+    assert f'no data root {tmp_path / "cifar-100-python"}' in capsys.readouterr().out
 
 
 def test_real_photos_pass(real_data):

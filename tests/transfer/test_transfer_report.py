@@ -1,17 +1,12 @@
 """The report of a transfer work dir: commands and curves over several calls, costs, words for tasks."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sd_pretrain.cli import InputError
 from transfer.transfer_report import costs, draw_samples, note_transfer, report_transfer
-
-REPO = Path(__file__).parents[2]
 
 
 def probe(name, seed, values, **more):
@@ -134,15 +129,12 @@ def test_the_verdicts_are_printed_before_anything_is_drawn(results, tmp_path, mo
     assert (tmp_path / 'transfer.json').is_file()
 
 
-def test_a_baseline_that_is_not_there_is_refused(tmp_path):
+def test_a_baseline_that_is_not_there_is_refused(run_tool, tmp_path, capsys):
     run = tmp_path / 'seg_voc12' / 'BL' / 'seed0'
     run.mkdir(parents=True)
     (run / 'result.json').write_text(json.dumps({'name': 'BL', 'task': 'seg', 'seed': 0, 'metrics': {}}))
-    tool = [sys.executable, 'tools/report.py', tmp_path, '--baseline', 'BK']
-    environment = {**os.environ, 'PYTHONPATH': str(REPO)}
-    said = subprocess.run(tool, cwd=REPO, capture_output=True, text=True, env=environment)
-    assert said.returncode == 2
-    assert said.stderr == "error: no results of the baseline 'BK'; there are BL\n"
+    assert run_tool('report.py', tmp_path, '--baseline', 'BK') == 2
+    assert capsys.readouterr().err == "error: no results of the baseline 'BK'; there are BL\n"
 
 
 def test_costs():
