@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.safe_load import load_checkpoint
+from sd_pretrain.work_dir import read_json
 from transfer import architecture, checkpoint_io, sources
 from transfer.convert import cover
 from transfer.model_card import Facts, check_license, metafile, model_card, recipe, transfer_results
@@ -150,10 +150,7 @@ def _result(work_dir: Path) -> dict[str, Any]:
     path = work_dir / 'result.json'
     if not path.is_file():
         raise InputError(f'{work_dir} has no result.json: its pretraining has not ended (--resume goes on)')
-    try:
-        result = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f'{path} does not parse ({error})') from None
+    result = read_json(path, 'train anew in another work dir')
     if not isinstance(result, dict) or 'config' not in result:
         raise InputError(f'{path} is not that of a pretraining: name a work dir of tools/train.py')
     return result
