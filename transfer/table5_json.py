@@ -11,7 +11,7 @@ from typing import Any
 from sd_pretrain.cli import InputError
 from sd_pretrain.markdown import markdown_table
 from sd_pretrain.work_dir import read_json
-from transfer.evidence import compare, compare_classes, verdict_lines
+from transfer.evidence import compare, compare_classes
 from transfer.table import Row, format_rows, papers_setting, rows
 from transfer.tasks import DATASETS, TASKS
 
@@ -207,8 +207,8 @@ def table5_markdown(table5: Mapping[str, Any]) -> str:
     table, *below = format_rows(table5_rows(table5), 'markdown', paper).split('\n\n')
     parts = [f'# Table 5 on {what}', table, *below[:-1]]
     parts.append('\n'.join(f'- {note}' for note in below[-1].splitlines()))
-    said = verdict_lines(table5.get('comparisons', ()))
-    parts += ['## Verdicts', '\n'.join(f'- {line}' for line in said)] if said else []
+    said = [f'- {one["text"]}' for one in table5.get('comparisons', ())]
+    parts += ['## Verdicts', '\n'.join(said)] if said else []
     files = [
         (one['name'], f'`{one.get("checkpoint")}`', f'`{one.get("sha256")}`') for one in table5['backbones']
     ]
