@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.safe_load import load_checkpoint
@@ -34,16 +35,23 @@ def check_fits(model: nn.Module, content: dict[str, Any], path: str | Path) -> N
     Raises:
         InputError: names or shapes differ (another depth, another number of classes).
     """
-    want = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    have = {key: tuple(value.shape) for key, value in content['state_dict'].items()}
-    wrong = sorted(key for key in want.keys() | have.keys() if want.get(key) != have.get(key))
+    wrong = misfits(model, content['state_dict'])
     if wrong:
-        key = wrong[0]
+        key, want, have = wrong[0]
         raise InputError(
             f'{path} does not fit the config: {len(wrong)} weights differ, first {key}: the config has '
-            f'{want.get(key, "none")}, the checkpoint {have.get(key, "none")}; '
-            'use the config it was trained with'
+            f'{want}, the checkpoint {have}; use the config it was trained with'
         )
+
+
+def misfits(model: nn.Module, weights: Mapping[str, Tensor]) -> list[tuple[str, tuple | str, tuple | str]]:
+    """Where names or shapes differ: name, shape in the model and in the weights, ``'none'`` for none."""
+    want, have = (
+        {key: tuple(value.shape) for key, value in one.items()} for one in (model.state_dict(), weights)
+    )
+    names = sorted(want.keys() | have.keys())
+    found = [(key, want.get(key, 'none'), have.get(key, 'none')) for key in names]
+    return [one for one in found if one[1] != one[2]]
 
 
 def check_optimizer(cfg: Config, content: dict[str, Any], path: str | Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.subset import require_counts
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz'
 FOLDER = 'cifar-100-python'
@@ -121,11 +122,8 @@ def check_cifar100(root: str | Path, full_size: bool = False) -> dict[str, int]:
     """
     counts = {'classes': len(read_classes(root))}
     counts |= {split: len(read_split(root, split)[1]) for split in FILES}
-    if full_size and counts != FULL_SIZE:
-        wrong = [
-            f'{key}: {counts[key]:,} of {FULL_SIZE[key]:,}' for key in counts if counts[key] != FULL_SIZE[key]
-        ]
-        raise InputError(f'{root} is not the full CIFAR-100 ({"; ".join(wrong)}); {WHERE_TO_GET}')
+    if full_size:
+        require_counts(counts, FULL_SIZE, f'{root} is not the full CIFAR-100', WHERE_TO_GET)
     return counts
 
 

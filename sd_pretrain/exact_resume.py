@@ -14,11 +14,11 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from sd_pretrain.chance import derive_seed
 from sd_pretrain.cli import InputError
+from sd_pretrain.launch import unwrap
 from sd_pretrain.losses import sd_loss
 from sd_pretrain.schedule import HOOK, snapshot_hooks
 from sd_pretrain.teacher_source import identified
@@ -67,7 +67,7 @@ class ExactResumeHook(Hook):
         dataset = runner.train_dataloader.dataset
         if hasattr(dataset, 'set_epoch'):
             dataset.set_epoch(runner.seed, runner.epoch)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         if hasattr(model.data_preprocessor, 'set_seed'):
             model.data_preprocessor.set_seed(derive_seed(runner.seed, runner.epoch, get_rank(), 1))
 

@@ -21,7 +21,7 @@ from sd_pretrain.crops import DRAWS, crop_box, resize
 from sd_pretrain.ilsvrc_layouts import WHERE_TO_GET, find_split
 from sd_pretrain.jpeg_file import parse_baseline
 from sd_pretrain.jpeg_region import decode_region
-from sd_pretrain.subset import choose_subset
+from sd_pretrain.subset import choose_subset, require_counts
 
 FULL_SIZE = {'classes': 1000, 'train': 1_281_167, 'val': 50_000}
 
@@ -52,26 +52,9 @@ def check_imagenet(root: str | Path, full_size: bool = False) -> dict[str, int]:
                 'train and val must have the same classes'
             )
     counts = {'classes': len(train.classes), 'train': len(train.labels), 'val': len(val.labels)}
-    if full_size and counts != FULL_SIZE:
-        wrong = [
-            f'{key}: {counts[key]:,} of {FULL_SIZE[key]:,}'
-            for key in FULL_SIZE
-            if counts[key] != FULL_SIZE[key]
-        ]
-        raise InputError(f'{root} is not the full ILSVRC2012 ({"; ".join(wrong)}); {WHERE_TO_GET}')
+    if full_size:
+        require_counts(counts, FULL_SIZE, f'{root} is not the full ILSVRC2012', WHERE_TO_GET)
     return counts
-
-
-def read_image(path: str | Path) -> Tensor:
-    """Decode an image file to uint8 ``(3, H, W)`` RGB; see :func:`decode`.
-
-    Raises:
-        InputError: the file is missing, no image, or damaged.
-    """
-    try:
-        return decode(Path(path).read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _unreadable(str(path), error) from None
 
 
 def decode(content: bytes) -> Tensor:
@@ -151,10 +134,6 @@ def _centre_crop(content: bytes, size: int, resize: int) -> Tensor:
     return functional.pil_to_tensor(image)
 
 
-def _unreadable(where: str, error: Exception) -> InputError:
-    return InputError(f'cannot read image {where}: {error}; replace or remove it')
-
-
 @DATASETS.register_module()
 class ImageNetFolder(EpochSeeded):
     """Images and labels of one split, as uint8 ``(3, size, size)``.
@@ -207,5 +186,6 @@ class ImageNetFolder(EpochSeeded):
         try:
             image = self.load(self.samples.read(index))
         except (OSError, SyntaxError, ValueError) as error:
-            raise _unreadable(self.samples.where(index), error) from None
+            where = self.samples.where(index)
+            raise InputError(f'cannot read image {where}: {error}; replace or remove it') from None
         return {'inputs': image, 'labels': int(self.samples.labels[index])}

@@ -8,6 +8,8 @@ import subprocess
 import torch
 import torch.distributed
 from mmengine.config import Config
+from mmengine.model import is_model_wrapper
+from torch import nn
 
 from sd_pretrain.cli import InputError
 
@@ -153,6 +155,11 @@ def init_distributed(launcher: str, cfg: Config) -> None:
     )
     wrapper['device_ids'] = None
     cfg.model_wrapper_cfg = wrapper
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, out of DDP."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def leave_distributed() -> None:

@@ -9,9 +9,10 @@ import torch
 from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, METRICS
 from mmengine.runner import Runner
+
+from sd_pretrain.launch import unwrap
 
 
 @METRICS.register_module()
@@ -59,12 +60,12 @@ class TrainAccuracyHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Begin to count anew, also after a resume."""
-        model = _unwrapped(runner)
+        model = unwrap(runner.model)
         model.train_hits, model.train_seen = None, 0
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Log the epoch's accuracy beside that of the validation which follows."""
-        model = _unwrapped(runner)
+        model = unwrap(runner.model)
         if model.train_hits is None:
             return
         counts = torch.stack([model.train_hits, torch.full_like(model.train_hits, model.train_seen)])
@@ -74,7 +75,3 @@ class TrainAccuracyHook(Hook):
         epoch = runner.epoch + 1
         runner.logger.info(f'Epoch(train) [{epoch}]  train/top1: {accuracy:.4f}')
         runner.visualizer.add_scalars({'train/top1': accuracy}, step=epoch)
-
-
-def _unwrapped(runner: Runner) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from mmengine.dist import all_reduce, is_distributed, master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.launch import unwrap
 from sd_pretrain.losses import sd_loss
 from sd_pretrain.schedule import HOOK, check_ends, check_scheduler, mini_generation, teacher_iteration
 from sd_pretrain.teacher import FrozenTeacher, check_teacher_options
@@ -209,11 +209,6 @@ def _config_lr(cfg: dict) -> float | None:
     if optim_wrapper.get('paramwise_cfg') or (cfg.get('auto_scale_lr') or {}).get('enable'):
         return None
     return (optim_wrapper.get('optimizer') or {}).get('lr')
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The classifier itself, out of DDP."""
-    return model.module if is_model_wrapper(model) else model
 
 
 def average_bn_statistics(model: nn.Module) -> None:

@@ -1,6 +1,8 @@
-"""A part of a data set that has all of its classes."""
+"""How much of a data set there is: a part that has all of its classes, or the whole."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -30,3 +32,14 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     rank = np.empty(len(labels), np.int64)
     rank[by_class] = np.arange(len(labels)) - starts
     return np.sort(np.lexsort((labels, rank))[:count])
+
+
+def require_counts(found: Mapping[str, int], full: Mapping[str, int], what: str, hint: str) -> None:
+    """Check that a data set is complete.
+
+    Raises:
+        InputError: says ``what`` is not, which counts differ, and a ``hint``.
+    """
+    wrong = [f'{key}: {found[key]:,} of {full[key]:,}' for key in full if found[key] != full[key]]
+    if wrong:
+        raise InputError(f'{what} ({"; ".join(wrong)}); {hint}')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sd_pretrain.cifar_files import FOLDER, ensure_cifar100
 from sd_pretrain.experiments import Algorithm, Experiments
@@ -103,13 +104,10 @@ def run_table3(
     data_root: Path,
     nets: Sequence[str],
     *,
-    seeds: tuple[int, ...] = (0,),
     quick: bool = False,
-    gpus: int = 1,
-    parallel: int = 1,
-    amp: bool = False,
     options: Sequence[str] = (),
     so_far: bool = False,
+    **training: Any,
 ) -> tuple[Path, Path]:
     """Run what is not finished, and write ``table3.json`` and ``table3.md``.
 
@@ -117,13 +115,10 @@ def run_table3(
         work_dir: where all of it goes.
         data_root: folder of ``cifar-100-python``, which is downloaded if it is not there.
         nets: keys of ``NETS``.
-        seeds: seeds of each row.
         quick: a few images and epochs.
-        gpus: processes of one run.
-        parallel: runs side by side; several of the small networks can share a GPU.
-        amp: train in bfloat16.
         options: further ``KEY=VALUE`` for all configs.
         so_far: run nothing; the table has the snapshots that unfinished runs have by now.
+        **training: ``seeds``, ``gpus``, ``parallel``, ``amp`` of :class:`Experiments`.
 
     Returns:
         The paths of both.
@@ -142,10 +137,7 @@ def run_table3(
         config=config,
         ends=QUICK_ENDS if quick else None,
         options=(*(QUICK_OPTIONS if quick else ()), *options),
-        seeds=seeds,
-        gpus=gpus,
-        parallel=parallel,
-        amp=amp,
+        **training,
     )
-    notes = (*((QUICK_NOTE,) if quick else ()), *settings_note(options, amp))
+    notes = (*((QUICK_NOTE,) if quick else ()), *settings_note(options, experiments.amp))
     return make_table(LAYOUT, experiments, nets, counts, notes=notes, so_far=so_far)

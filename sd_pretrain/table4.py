@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sd_pretrain.experiments import Algorithm, Experiments
 from sd_pretrain.imagenet import check_imagenet
@@ -80,13 +81,10 @@ def run_table4(
     data_root: Path,
     nets: Sequence[str] = tuple(NETS),
     *,
-    seeds: tuple[int, ...] = (0,),
     demo: bool = False,
-    gpus: int = 1,
-    parallel: int = 1,
-    amp: bool = False,
     options: Sequence[str] = (),
     so_far: bool = False,
+    **training: Any,
 ) -> tuple[Path, Path]:
     """Run what is not finished, and write ``table4.json`` and ``table4.md``.
 
@@ -94,13 +92,10 @@ def run_table4(
         work_dir: where all of it goes.
         data_root: folder of ``ILSVRC2012``.
         nets: keys of ``NETS``.
-        seeds: seeds of each row.
         demo: a few small images and epochs.
-        gpus: GPUs of one run.
-        parallel: runs side by side.
-        amp: train in bfloat16.
         options: further ``KEY=VALUE`` for all configs.
         so_far: run nothing; the table has the snapshots that unfinished runs have by now.
+        **training: ``seeds``, ``gpus``, ``parallel``, ``amp`` of :class:`Experiments`.
 
     Returns:
         The paths of both.
@@ -119,10 +114,7 @@ def run_table4(
         config=config,
         ends=DEMO_ENDS if demo else None,
         options=(*(DEMO_OPTIONS if demo else ()), *options),
-        seeds=seeds,
-        gpus=gpus,
-        parallel=parallel,
-        amp=amp,
+        **training,
     )
-    notes = (*((DEMO_NOTE,) if demo else ()), *settings_note(options, amp))
+    notes = (*((DEMO_NOTE,) if demo else ()), *settings_note(options, experiments.amp))
     return make_table(LAYOUT, experiments, nets, counts, notes=notes, so_far=so_far)

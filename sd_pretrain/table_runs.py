@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sd_pretrain.cli import InputError
@@ -24,7 +24,6 @@ def make_table(
     *,
     notes: Sequence[str] = (),
     so_far: bool = False,
-    say: Callable[[str], None] = lambda text: print(text, flush=True),
 ) -> tuple[Path, Path]:
     """Train the backbones one after the other, and write the table anew after each.
 
@@ -35,7 +34,6 @@ def make_table(
         counts: classes and images of the data.
         notes: sentences that go below the table.
         so_far: train nothing; unfinished runs are in the table with the snapshots that they have.
-        say: told what is being done.
 
     Returns:
         The paths of the JSON file and of the Markdown.
@@ -46,7 +44,7 @@ def make_table(
     """
 
     def write() -> tuple[Path, Path]:
-        found = collect(layout, experiments, say, so_far)
+        found = collect(layout, experiments, so_far)
         settings = {
             'counts': counts,
             'ends': list(experiments.ends or ()) or None,
@@ -100,14 +98,13 @@ def _check_temperatures(layout: Layout, experiments: Experiments, nets: Sequence
 
 
 def collect(
-    layout: Layout, experiments: Experiments, say: Callable[[str], None], so_far: bool = False
+    layout: Layout, experiments: Experiments, so_far: bool = False
 ) -> dict[tuple[str, str], dict[int, dict]]:
     """The errors of every run in the work dir, asked for now or earlier.
 
     Args:
         layout: the table.
         experiments: where the runs are.
-        say: told what is being evaluated.
         so_far: those that are not finished as well, if they have a snapshot; else finished ones alone.
 
     Returns:
@@ -122,19 +119,12 @@ def collect(
         names = [path.name for path in experiments.work_dir.glob(f'{net}/seed*')]
         seeds = [int(found[1]) for name in names if (found := re.fullmatch(r'seed(\d+)', name))]
         for algorithm in layout.algorithms:
-            runs = {seed: _errors(experiments, net, algorithm, seed, say, so_far) for seed in sorted(seeds)}
+            runs = {seed: _errors(experiments, net, algorithm, seed, so_far) for seed in sorted(seeds)}
             errors[net, algorithm.key] = {seed: run for seed, run in runs.items() if run is not None}
     return errors
 
 
-def _errors(
-    experiments: Experiments,
-    net: str,
-    algorithm: Algorithm,
-    seed: int,
-    say: Callable[[str], None],
-    so_far: bool,
-) -> dict | None:
+def _errors(experiments: Experiments, net: str, algorithm: Algorithm, seed: int, so_far: bool) -> dict | None:
     result = experiments.finished(net, algorithm, seed)
     cfg = experiments.load(net, algorithm, seed)
     if result is None:
@@ -143,7 +133,7 @@ def _errors(
             cfg.work_dir = str(experiments.run_dir(net, seed, 'first'))
         if not so_far or not snapshots_there(cfg.work_dir):
             return None
-    say(f'errors of {net} {algorithm.label}, seed {seed}')
+    print(f'errors of {net} {algorithm.label}, seed {seed}', flush=True)
     if result is not None:
         return run_errors(cfg, algorithm.temperature) | {'seconds': result['seconds']}
     epochs = epochs_done(Path(cfg.work_dir))

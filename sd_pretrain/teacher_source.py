@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import sd_pretrain.networks  # noqa: F401 - timm knows them from here on
-from sd_pretrain.checkpoint import read_checkpoint
+from sd_pretrain.checkpoint import misfits, read_checkpoint
 from sd_pretrain.cli import InputError
 from sd_pretrain.schedule import HOOK
 
@@ -170,16 +170,13 @@ def _recorded_network(content: dict[str, Any]) -> str | None:
 
 
 def _check_weights(network: nn.Module, content: dict, path: str | Path, classes: int, name: str) -> None:
-    want = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    have = {key: tuple(value.shape) for key, value in _weights(content).items()}
-    wrong = sorted(key for key in want.keys() | have.keys() if want.get(key) != have.get(key))
+    wrong = misfits(network, _weights(content))
     if not wrong:
         return
-    shapes = [(want.get(key, ()), have.get(key, ())) for key in wrong]
-    if all(w and h and w[0] == classes and w[1:] == h[1:] for w, h in shapes):
-        raise InputError(f'the teacher {path} has {shapes[0][1][0]} classes, the student has {classes}')
-    key = wrong[0]
+    key, want, have = wrong[0]
+    if all(w and h and w[0] == classes and w[1:] == h[1:] for _, w, h in wrong):
+        raise InputError(f'the teacher {path} has {have[0]} classes, the student has {classes}')
     raise InputError(
         f'the teacher {path} is no {name} as its network says: {len(wrong)} weights differ, first {key}: '
-        f"expected {want.get(key, 'none')}, found {have.get(key, 'none')}; set network of {HOOK}'s teacher"
+        f"expected {want}, found {have}; set network of {HOOK}'s teacher"
     )

@@ -15,7 +15,7 @@ from sd_pretrain.classifier import check_network
 from sd_pretrain.cli import InputError
 from sd_pretrain.exact_resume import ExactResumeHook, run_settings
 from sd_pretrain.ilsvrc_layouts import find_split
-from sd_pretrain.launch import init_distributed, is_main_process, leave_distributed, world_size
+from sd_pretrain.launch import init_distributed, is_main_process, leave_distributed, unwrap, world_size
 from sd_pretrain.memory import keep_freed_memory
 from sd_pretrain.prepare import (
     DATA_CHECKS,
@@ -186,7 +186,7 @@ def test(
     cfg.launcher = launcher
     init_distributed(launcher, cfg)
     runner = Runner.from_cfg(cfg)
-    model = getattr(runner.model, 'module', runner.model)
+    model = unwrap(runner.model)
     check_fits(model, content, checkpoint)
     model.load_state_dict(content['state_dict'])
     with readable_worker_errors():

@@ -37,6 +37,25 @@ def write_json(path: str | Path, content: Any) -> None:
         part.write_text(json.dumps(content, indent=2) + '\n')
 
 
+def read_json(path: Path, remedy: str, missing: Any = None) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        remedy: what to do where it does not parse, for the message.
+        missing: what to return where there is none.
+
+    Raises:
+        InputError: it does not parse.
+    """
+    if not path.is_file():
+        return missing
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f'{path} does not parse ({error}); {remedy}') from None
+
+
 @contextmanager
 def one_at_a_time(path: str | Path) -> Iterator[None]:
     """Keep the other processes that want to write ``path`` waiting."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,6 +66,32 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp('real_data')
     subprocess.run([sys.executable, source / 'unpack.py', root, *REAL_SETS], check=True, capture_output=True)
     return root
+
+
+@pytest.fixture(scope='session')
+def run_tool() -> Callable[..., int]:
+    """``run_tool(name, *arguments)`` runs ``tools/<name>`` in this process and returns its exit code."""
+    return _run_tool
+
+
+def _run_tool(name: str, *arguments: object) -> int:
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.visualization import Visualizer
+
+    # mmengine names its global instances by config and second: without this, a second run within the same
+    # second would write into the first one's logs.
+    for shared in (MMLogger, MessageHub, Visualizer, DefaultScope):
+        shared._instance_dict.clear()
+    old = sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        runpy.run_path(str(REPO / 'tools' / name), run_name='__main__')
+    except SystemExit as exit:
+        return exit.code
+    finally:
+        sys.argv = old
+    return 0
 
 
 @pytest.fixture(scope='session')

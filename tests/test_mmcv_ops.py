@@ -15,7 +15,7 @@ from mmcv import ops  # noqa: E402
 
 CUDA = pytest.param('cuda', marks=pytest.mark.cuda)
 DEVICES = ['cpu', CUDA]
-stand_in = pytest.mark.skipif(mmcv_ops.provider() == 'compiled', reason='a compiled mmcv is in use')
+stand_in = pytest.mark.skipif(mmcv_ops.install() == 'compiled', reason='a compiled mmcv is in use')
 
 
 def random_boxes(count, size, generator):
@@ -270,7 +270,7 @@ def test_the_module_is_one_that_import_tools_can_find():
 
 def test_installing_twice_changes_nothing():
     before = sys.modules['mmcv._ext']
-    assert mmcv_ops.install() == mmcv_ops.provider()
+    assert mmcv_ops.install() == mmcv_ops.install()
     assert sys.modules['mmcv._ext'] is before
 
 

@@ -6,35 +6,17 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from sd_pretrain.cifar_files import check_cifar100
 from sd_pretrain.cli import InputError, run_main
-from transfer.check_data import Findings, inspect_voc07, inspect_voc12, inspect_voc12_detection, shorten
+from sd_pretrain.imagenet import check_imagenet
+from transfer.check_data import DataError, Findings, check_detection, check_segmentation, shorten
 
-
-def _inspect_imagenet(root: Path, full_size: bool) -> Findings:
-    from sd_pretrain.imagenet import check_imagenet
-
-    return _first_problem(check_imagenet, root, full_size)
-
-
-def _inspect_cifar100(root: Path, full_size: bool) -> Findings:
-    from sd_pretrain.cifar_files import check_cifar100
-
-    return _first_problem(check_cifar100, root, full_size)
-
-
-def _first_problem(check: Callable[..., dict[str, int]], root: Path, full_size: bool) -> Findings:
-    try:
-        return Findings(check(root, full_size=full_size))
-    except InputError as error:
-        return Findings(problems=[str(error)])
-
-
-CHECKS: dict[str, tuple[str, Callable[[Path, bool], Findings]]] = {
-    'imagenet': ('ILSVRC2012', _inspect_imagenet),
-    'voc07': ('VOCdevkit/VOC2007', inspect_voc07),
-    'voc12': ('VOCdevkit/VOC2012', inspect_voc12),
-    'voc12det': ('VOCdevkit/VOC2012', inspect_voc12_detection),
-    'cifar100': ('cifar-100-python', _inspect_cifar100),
+CHECKS: dict[str, tuple[str, Callable[..., dict[str, int]]]] = {
+    'imagenet': ('ILSVRC2012', check_imagenet),
+    'voc07': ('VOCdevkit/VOC2007', check_detection),
+    'voc12': ('VOCdevkit/VOC2012', check_segmentation),
+    'voc12det': ('VOCdevkit/VOC2012', check_detection),
+    'cifar100': ('cifar-100-python', check_cifar100),
 }
 TABLE5 = ('imagenet', 'voc07', 'voc12')
 
@@ -56,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f'unknown data set {unknown[0]!r}; there are {", ".join(CHECKS)}')
     wrong = 0
     for name in args.datasets or TABLE5:
-        folder, inspect = CHECKS[name]
-        found = inspect(args.data_root / folder, args.full_size)
+        folder, check = CHECKS[name]
+        found = _look(check, args.data_root / folder, args.full_size)
         counts = ', '.join(f'{key} {count:,}' for key, count in found.counts.items())
         state = f'{len(found.problems)} wrong' if found.problems else 'OK'
         print(f'{name:<9} {state:<9} {args.data_root / folder}  {counts}'.rstrip())
@@ -69,6 +51,15 @@ def main(argv: list[str] | None = None) -> int:
             f'{wrong} of {len(args.datasets or TABLE5)} data sets cannot be used as they are (see above)'
         )
     return 0
+
+
+def _look(check: Callable[..., dict[str, int]], root: Path, full_size: bool) -> Findings:
+    try:
+        return Findings(check(root, full_size=full_size))
+    except DataError as error:
+        return error.found
+    except InputError as error:
+        return Findings(problems=[str(error)])
 
 
 if __name__ == '__main__':

@@ -101,7 +101,7 @@ def check_ops() -> Finding:
         warnings.simplefilter('always')
         from transfer import mmcv_ops
 
-        provider = mmcv_ops.provider()
+        provider = mmcv_ops.install()
     broken = [str(w.message) for w in caught if 'do not load' in str(w.message)]
     import torch
     from mmcv import ops

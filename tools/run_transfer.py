@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.gpus.isdigit():
         raise InputError(f'--gpus-per-job (or GPUS) {args.gpus}: a number is needed')
-    from transfer import evidence, runner, table
+    from transfer import runner, table
     from transfer.transfer_report import note_transfer, report_transfer
 
     runner.find_task(args.task, args.dataset)
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     print(table.format_table(results))
     curves = {name: Path(source) for name, source in checkpoints.items() if Path(source).is_dir()}
     content = note_transfer(work_dir, results, [shlex.join(sys.orig_argv)], curves)
-    print('\n'.join(['', *evidence.verdict_lines(content['comparisons']), '']), flush=True)
+    print('\n'.join(['', *(one['text'] for one in content['comparisons']), '']), flush=True)
     report_transfer(work_dir, results, content)
     print(f'{work_dir}/report.html')
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from sd_pretrain.cli import parse_seeds, run_main
 from sd_pretrain.launch import runs_side_by_side
-from transfer.evidence import verdict_lines
 from transfer.table import format_rows
 from transfer.table5 import Table5, run_table5
 from transfer.table5_json import load_table5, table5_rows
@@ -51,7 +50,7 @@ def main() -> None:
     path = run_table5(what)
     table5 = load_table5(path)
     print(f'\n{format_rows(table5_rows(table5), "terminal", table5["papers_setting"])}\n')
-    print('\n'.join([*verdict_lines(table5['comparisons']), '']))
+    print('\n'.join([*(one['text'] for one in table5['comparisons']), '']))
     print(', '.join(f'{stage["name"]} {stage["seconds"]:.0f} s' for stage in table5['stages']), end='; ')
     print(f'{table5["seconds"]:.0f} s in all')
     for name in ('table5.json', 'table5.md', 'report.html'):

@@ -159,10 +159,10 @@ def _pixels_section(args: argparse.Namespace) -> Section:
 def _data(args: argparse.Namespace, folder: Path, depth: int | None) -> Path:
     """Where ``VOCdevkit`` is: the user's, checked, or a small emoji world."""
     if args.data_root is not None:
-        from transfer.check_data import check_voc07, check_voc12
+        from transfer.check_data import check_detection, check_segmentation
 
-        check_voc07(args.data_root / 'VOCdevkit/VOC2007')
-        check_voc12(args.data_root / 'VOCdevkit/VOC2012')
+        check_detection(args.data_root / 'VOCdevkit/VOC2007')
+        check_segmentation(args.data_root / 'VOCdevkit/VOC2012')
         return args.data_root
     from transfer.emoji_world import WorldSize, ensure
 

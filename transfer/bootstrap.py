@@ -84,21 +84,11 @@ def resampled_ap(run: Detections, counts: np.ndarray, mode: str) -> np.ndarray:
     return found
 
 
-def resampled_map(run: Detections, counts: np.ndarray, mode: str) -> np.ndarray:
-    """mAP in every resample, ``(R,)``: the mean over the classes that it has boxes of."""
-    return np.nanmean(resampled_ap(run, counts, mode), axis=1)
-
-
 def resampled_iou(run: Overlaps, counts: np.ndarray) -> np.ndarray:
     """IoU of every class in every resample: ``(R, C)``, NaN where neither prediction nor truth has it."""
     counts = counts.astype(np.float64)
     intersect, union = counts @ run.intersect, counts @ run.union
     return np.divide(intersect, union, out=np.full_like(union, np.nan), where=union > 0)
-
-
-def resampled_miou(run: Overlaps, counts: np.ndarray) -> np.ndarray:
-    """mIoU in every resample, ``(R,)``."""
-    return np.nanmean(resampled_iou(run, counts), axis=1)
 
 
 def image_error(ours: np.ndarray, baseline: np.ndarray, paired: bool = False) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from transfer.bootstrap import Overlaps, draw, image_error, resampled_miou
+from transfer.bootstrap import Overlaps, draw, image_error, resampled_iou
 from transfer.statistics import Interval, power, seed_difference
 
 # Standard deviations, in the unit of the metric: about those of VOC runs, which scatter by 0.5 points.
@@ -84,4 +84,4 @@ def simulate(
 
 def _resampled(quality: np.ndarray, counts: np.ndarray) -> np.ndarray:
     # One class whose union is the same everywhere: its IoU is the mean over the images.
-    return resampled_miou(Overlaps(quality[:, None], np.ones((len(quality), 1))), counts)
+    return resampled_iou(Overlaps(quality[:, None], np.ones((len(quality), 1))), counts)[:, 0]

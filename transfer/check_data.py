@@ -43,14 +43,18 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
     def raise_if_any(self) -> dict[str, int]:
-        """Return the counts.
-
-        Raises:
-            InputError: something is wrong; shows the first problems and how many more there are.
-        """
+        """Return the counts, or raise a :class:`DataError`."""
         if self.problems:
-            raise InputError('; '.join(shorten(self.problems)))
+            raise DataError(self)
         return self.counts
+
+
+class DataError(InputError):
+    """Something is wrong with a data set: the first problems, and how many more there are."""
+
+    def __init__(self, found: Findings):
+        super().__init__('; '.join(shorten(found.problems)))
+        self.found = found
 
 
 def shorten(problems: Sequence[str], shown: int = _SHOWN) -> list[str]:
@@ -59,94 +63,47 @@ def shorten(problems: Sequence[str], shown: int = _SHOWN) -> list[str]:
     return [*problems[:shown], f'and {rest} more like these'] if rest > 0 else list(problems)
 
 
-def check_voc07(
-    root: str | Path, full_size: bool = False, lists: Sequence[str] = ('trainval', 'test')
-) -> dict[str, int]:
-    """Check a VOC2007 folder for detection: lists, images, XML, boxes.
+def check_detection(root: str | Path, full_size: bool = False, lists: Sequence[str] = ()) -> dict[str, int]:
+    """Check a VOC folder for detection: lists, images, XML, boxes.
 
     Args:
-        root: the folder ``VOC2007`` with ``JPEGImages``, ``Annotations`` and ``ImageSets/Main``.
-        full_size: require the official 5,011 and 4,952 images.
-        lists: names of the list files in use.
+        root: the folder ``VOC2007`` or ``VOC2012`` with ``JPEGImages``, ``Annotations`` and
+            ``ImageSets/Main``.
+        full_size: require the official numbers of images: 5,011 and 4,952, or 11,540.
+        lists: names of the list files in use; default: those of the year.
 
     Returns:
         The number of images in each list.
 
     Raises:
-        InputError: something is missing or wrong; names the file, what was found and what to do.
+        DataError: something is missing or wrong; names the file, what was found and what to do.
     """
-    return inspect_voc07(root, full_size, lists).raise_if_any()
+    root = Path(root)
+    full, where = (FULL_VOC12_DETECTION, GET_VOC12) if root.name == 'VOC2012' else (FULL_VOC07, GET_VOC07)
+    folders = ('JPEGImages', 'Annotations', 'ImageSets/Main')
+    found, names = _read_lists(root, 'ImageSets/Main', folders, lists or tuple(full), lambda _: where)
+    if full_size:
+        found.problems += _count_problems(root, found.counts, full, lambda _: where)
+    found.problems += _missing_files(root, 'JPEGImages', '.jpg', names, where)
+    found.problems += _missing_files(root, 'Annotations', '.xml', names, where)
+    found.problems += _each(partial(_annotation_problems, root), names)
+    return found.raise_if_any()
 
 
-def check_detection(root: str | Path, full_size: bool = False, lists: Sequence[str] = ()) -> dict[str, int]:
-    """Check one of the folders of VOC07+12, by its name, as :func:`check_voc07` does.
-
-    Args:
-        root: the folder ``VOC2007`` or ``VOC2012``.
-        full_size: require the official numbers of images.
-        lists: names of the list files in use; default: those of the year.
-
-    Raises:
-        InputError: something is missing or wrong; names the file, what was found and what to do.
-    """
-    inspect = inspect_voc12_detection if Path(root).name == 'VOC2012' else inspect_voc07
-    return inspect(root, full_size, **({'lists': lists} if lists else {})).raise_if_any()
-
-
-def check_voc12(
+def check_segmentation(
     root: str | Path,
     full_size: bool = False,
-    lists: Sequence[str] = ('train', 'aug', 'val'),
+    lists: Sequence[str] = tuple(FULL_VOC12),
     masks: Mapping[str, str] = MASK_FOLDERS,
 ) -> dict[str, int]:
-    """Check a VOC2012 folder for segmentation: lists, images, masks.
+    """Check a VOC2012 folder for segmentation: lists, images, masks; see :func:`check_detection`.
 
     Args:
         root: the folder ``VOC2012`` with ``JPEGImages``, the mask folders and ``ImageSets/Segmentation``.
         full_size: require the official 1,464, 9,118 (SBD) and 1,449 images.
         lists: names of the list files in use.
         masks: for each list the folder of its masks, where that is not ``SegmentationClass``.
-
-    Returns:
-        The number of images in each list.
-
-    Raises:
-        InputError: something is missing or wrong; names the file, what was found and what to do.
     """
-    return inspect_voc12(root, full_size, lists, masks).raise_if_any()
-
-
-def inspect_voc07(
-    root: str | Path, full_size: bool = False, lists: Sequence[str] = ('trainval', 'test')
-) -> Findings:
-    """Like :func:`check_voc07`, but return all findings instead of raising."""
-    return _inspect_detection(Path(root), FULL_VOC07 if full_size else {}, lists, GET_VOC07)
-
-
-def inspect_voc12_detection(
-    root: str | Path, full_size: bool = False, lists: Sequence[str] = ('trainval',)
-) -> Findings:
-    """The same for VOC2012's detection images."""
-    return _inspect_detection(Path(root), FULL_VOC12_DETECTION if full_size else {}, lists, GET_VOC12)
-
-
-def _inspect_detection(root: Path, full: dict[str, int], lists: Sequence[str], where: str) -> Findings:
-    folders = ('JPEGImages', 'Annotations', 'ImageSets/Main')
-    found, names = _read_lists(root, 'ImageSets/Main', folders, lists, lambda _: where)
-    found.problems += _count_problems(root, found.counts, full, lambda _: where)
-    found.problems += _missing_files(root, 'JPEGImages', '.jpg', names, where)
-    found.problems += _missing_files(root, 'Annotations', '.xml', names, where)
-    found.problems += _each(partial(_annotation_problems, root), names)
-    return found
-
-
-def inspect_voc12(
-    root: str | Path,
-    full_size: bool = False,
-    lists: Sequence[str] = ('train', 'aug', 'val'),
-    masks: Mapping[str, str] = MASK_FOLDERS,
-) -> Findings:
-    """Like :func:`check_voc12`, but return all findings instead of raising."""
     root = Path(root)
     mask_folders = {one: masks.get(one, 'SegmentationClass') for one in lists}
     folders = ('JPEGImages', *dict.fromkeys(mask_folders.values()), 'ImageSets/Segmentation')
@@ -159,7 +116,7 @@ def inspect_voc12(
         folder = mask_folders[one]
         found.problems += _missing_files(root, folder, '.png', members, _where_voc12(folder))
         found.problems += _each(partial(_mask_problems, root, folder), members)
-    return found
+    return found.raise_if_any()
 
 
 def _where_voc12(name: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +78,7 @@ def stage(
     """
     import torch
 
-    tensors = {
-        # Unlike contiguous(), this gives 1x1 convolutions of a channels_last network plain strides, too.
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in state_dict.items()
-    }
+    tensors = plain_tensors(state_dict)
     target = Path(dst)
     folder = target if str(dst).endswith(('/', os.sep)) or target.is_dir() else target.parent
     name = stem if folder == target else HASHED_NAME.sub('', target.name).removesuffix('.pth')
@@ -99,6 +96,15 @@ def stage(
         reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
         raise InputError(f'cannot write {folder / name}-<hash>.pth: {reason}') from None
     return temporary, folder / f'{name}-{sha256[:8]}.pth', sha256
+
+
+def plain_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors on the CPU, contiguous, in storages of their own."""
+    import torch
+
+    # Unlike contiguous(), this gives 1x1 convolutions of a channels_last network plain strides, too.
+    plain = torch.contiguous_format
+    return {name: tensor.detach().cpu().clone(memory_format=plain) for name, tensor in state_dict.items()}
 
 
 def commit(temporary: Path, final: Path, sha256: str) -> None:

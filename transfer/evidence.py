@@ -15,21 +15,19 @@ from transfer.bootstrap import (
     image_error,
     resampled_ap,
     resampled_iou,
-    resampled_map,
-    resampled_miou,
 )
 from transfer.predictions import load_predictions
-from transfer.ranking import resampled_class_aps, resampled_class_map
+from transfer.ranking import resampled_class_aps
 from transfer.statistics import LEVEL, Interval, Verdict, holm, seed_difference, verdict
 from transfer.table import Row, rows
 from transfer.tasks import TASKS, all_metrics
 
-# By task, from predictions and resamples of the test images: a metric in each, and the values of all classes
-# that it is the mean of.
-_RESAMPLED: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]] = {
-    'det': (resampled_map, resampled_ap),
-    'seg': (resampled_miou, resampled_iou),
-    'probe': (resampled_class_map, resampled_class_aps),
+# By task, from predictions and resamples of the test images: the values of all classes in each, whose mean is
+# the metric.
+_RESAMPLED: dict[str, Callable[..., np.ndarray]] = {
+    'det': resampled_ap,
+    'seg': resampled_iou,
+    'probe': resampled_class_aps,
 }
 # Metrics are fractions: what float64 leaves of equal ones.
 _ROUNDING = 1e-9
@@ -173,11 +171,6 @@ def _interval(
     return replace(seeds or Interval(value, 0.0, np.inf, (len(ours), len(theirs))), image_error=error)
 
 
-def verdict_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The verdicts in words, one line each (:meth:`Comparison.as_json`)."""
-    return [one['text'] for one in comparisons]
-
-
 def _comparison(row: Row, base: Row, metric: str, images: _ImageSample) -> Comparison:
     resampled = [images.metric(one.name, metric) for one in (row, base)]
     interval = _interval(row.values[metric], base.values[metric], None if None in resampled else resampled)
@@ -202,7 +195,8 @@ class _ImageSample:
             runs = sorted(self._runs(name, metric), key=lambda one: one['seed'])
             task, how = runs[0]['task'], all_metrics()[metric].how
             stored = self._load(runs, task)
-            self._values[name, metric] = stored and [_RESAMPLED[task][0](*one, *how) for one in stored]
+            values = stored and [np.nanmean(_RESAMPLED[task](*one, *how), axis=1) for one in stored]
+            self._values[name, metric] = values
         return self._values[name, metric]
 
     def seedless(self, both: Sequence[Row], metric: str) -> bool:
@@ -221,7 +215,7 @@ class _ImageSample:
             return None
         by_class = []
         for run, (found, counts) in zip(runs, stored, strict=True):
-            values = _RESAMPLED[task][1](found, counts, *TASKS[task].metrics[0].how)
+            values = _RESAMPLED[task](found, counts, *TASKS[task].metrics[0].how)
             there = ~np.isnan(values).all(0)
             # A resample may have lost a rare class: it says nothing on it.
             mean = np.nanmean(values[:, there], axis=0)

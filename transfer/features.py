@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional
@@ -105,7 +105,7 @@ def extract(cfg: Config, network: FrozenBackbone, say: Callable[[str], None]) ->
     Raises:
         InputError: an image or annotation is missing or damaged.
     """
-    network = network.to(_device())
+    network = network.to(get_device())
     found = {}
     for split in SPLITS:
         loader = cfg[f'{split}_dataloader']
@@ -172,12 +172,6 @@ def kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
         raise InputError(
             f'{path} cannot be read ({error}); delete it, and it will be computed again'
         ) from None
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device('cpu')
-    return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
 
 
 def _view(path: Path, resize: int, crop: int) -> Tensor:

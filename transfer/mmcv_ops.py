@@ -50,11 +50,6 @@ def install() -> str:
     return 'torchvision' if getattr(present, 'provided_by', None) == __name__ else 'compiled'
 
 
-def provider() -> str:
-    """Whose ops ``mmcv.ops`` uses, ``'compiled'`` or ``'torchvision'``; calls :func:`install`."""
-    return install()
-
-
 def _compiled_loads() -> bool:
     package = importlib.util.find_spec('mmcv')
     if package is None or package.submodule_search_locations is None:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from torch import Tensor
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.safe_load import load_checkpoint
+from sd_pretrain.work_dir import read_json
 from transfer import architecture, checkpoint_io, sources
 from transfer.convert import cover
 from transfer.model_card import Facts, check_license, metafile, model_card, recipe, transfer_results
+from transfer.verify import quiet, relative_difference
 
 _TOLERANCE = 1e-5
 
@@ -114,7 +113,7 @@ def check_loadable(pth: Path, safetensors: Path, arch: str, classes: int) -> Non
         norm_eval=True,
         init_cfg={'type': 'Pretrained', 'checkpoint': str(pth)},
     )
-    with _quiet():
+    with quiet():
         backbone.init_weights()
     backbone.eval()  # mmdet's returns nothing
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -126,20 +125,8 @@ def check_loadable(pth: Path, safetensors: Path, arch: str, classes: int) -> Non
         _require_equal('mmdet', reference.fc(pooled), logits)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep mmengine from listing every tensor it initialises."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('ERROR')
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _require_equal(name: str, found: Tensor, wanted: Tensor) -> None:
-    error = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+    error = relative_difference(found, wanted)
     if not error <= _TOLERANCE:
         raise InputError(f'{name} computes other logits than torchvision: relative difference {error:.1e}')
 
@@ -150,10 +137,7 @@ def _result(work_dir: Path) -> dict[str, Any]:
     path = work_dir / 'result.json'
     if not path.is_file():
         raise InputError(f'{work_dir} has no result.json: its pretraining has not ended (--resume goes on)')
-    try:
-        result = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f'{path} does not parse ({error})') from None
+    result = read_json(path, 'train anew in another work dir')
     if not isinstance(result, dict) or 'config' not in result:
         raise InputError(f'{path} is not that of a pretraining: name a work dir of tools/train.py')
     return result
@@ -170,10 +154,7 @@ def _write_weights(tensors: Mapping[str, Tensor], folder: Path, stem: str) -> tu
     """Write both files, named by their content; the same tensors give the same bytes."""
     from safetensors.torch import save_file
 
-    plain = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    plain = checkpoint_io.plain_tensors(tensors)
     with (folder / 'weights.pth').open('wb') as file:
         torch.save(plain, file)
     save_file(plain, folder / 'weights.safetensors', metadata={'format': 'pt'})

@@ -85,11 +85,6 @@ def resampled_class_aps(run: Scores, counts: np.ndarray, kind: str) -> np.ndarra
     )
 
 
-def resampled_class_map(run: Scores, counts: np.ndarray, kind: str) -> np.ndarray:
-    """Mean over the classes in every resample, ``(R,)``."""
-    return np.nanmean(resampled_class_aps(run, counts, kind), axis=1)
-
-
 def _detections(run: Scores, place: int) -> Detections:
     """The images of each class as if they were detections: one on each image, a hit where it is positive."""
     score = run.score[place]

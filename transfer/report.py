@@ -19,7 +19,6 @@ from sd_pretrain.work_dir import whole
 from transfer import table
 from transfer.charts import class_chart, confusion_chart, curve_charts, forest_chart, recall_chart
 from transfer.confusion import most_confused
-from transfer.evidence import verdict_lines
 from transfer.samples import Sample
 from transfer.table5_json import table5_rows, validate_table5
 from transfer.tasks import DATASETS, TASKS, all_metrics
@@ -76,7 +75,7 @@ def write_report(
         .render(
             demo=table5['data'] == 'demo',
             rows=rows,
-            verdicts=verdict_lines(table5.get('comparisons', ())),
+            verdicts=[one['text'] for one in table5.get('comparisons', ())],
             forest=_forest(table5.get('comparisons', ())),
             resolved_classes=resolved_classes(table5.get('class_comparisons', ())),
             groups=_groups(rows),

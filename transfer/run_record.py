@@ -13,6 +13,7 @@ from mmengine.config import Config
 from sd_pretrain.cli import InputError, read_config
 from sd_pretrain.launch import is_main_process
 from sd_pretrain.vis_backends import check_vis_backends
+from sd_pretrain.work_dir import read_json
 from transfer.backbone import Backbone, config_arch
 from transfer.foreign_config import adopt, data_folder, list_file, open_datasets
 from transfer.voc import read_list
@@ -143,14 +144,9 @@ def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
         InputError: it holds another run; says what differs.
     """
     for file, state in (('result.json', 'all'), ('run.json', 'part')):
-        if not (work_dir / file).exists():
+        found = read_json(work_dir / file, f'delete {work_dir} to run anew')
+        if found is None:
             continue
-        try:
-            found = json.loads((work_dir / file).read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f'{work_dir / file} does not parse ({error}); delete {work_dir} to run anew'
-            ) from error
         different = [
             f'{what} was {_short(found, key, what)}, is now {_short(wanted, key, what)}'
             for key, what in _IDENTITY

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from PIL import Image
 
 from sd_pretrain.cli import InputError
@@ -131,15 +131,11 @@ def _test_images(cfg: Config) -> tuple[Path, list[str], dict[str, str]]:
     )
 
 
-def _device() -> str:
-    return 'cuda:0' if torch.cuda.is_available() else 'cpu'
-
-
 def _detect(cfg: Config, checkpoint: Path, paths: Sequence[Path]) -> list[list[Detection]]:
     _prepare()
     from mmdet.apis import inference_detector, init_detector
 
-    model = prepare_model(init_detector(cfg, str(checkpoint), device=_device()))
+    model = prepare_model(init_detector(cfg, str(checkpoint), device=get_device()))
     classes = model.dataset_meta['classes']
     found = []
     for result in inference_detector(model, [str(path) for path in paths]):
@@ -158,7 +154,7 @@ def _segment(cfg: Config, checkpoint: Path, paths: Sequence[Path]) -> list[np.nd
     _prepare()
     from mmseg.apis import inference_model, init_model
 
-    model = init_model(cfg, str(checkpoint), device=_device())
+    model = init_model(cfg, str(checkpoint), device=get_device())
     # One by one: whole images differ in size.
     return [inference_model(model, str(path)).pred_sem_seg.data[0].cpu().numpy() for path in paths]
 

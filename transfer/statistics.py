@@ -83,9 +83,7 @@ def _reach(level: float, error: float, df: float, image_error: float) -> float:
     return math.hypot(stats.t.ppf(quantile, df) * error, stats.norm.ppf(quantile) * image_error)
 
 
-def seed_difference(
-    runs: Mapping[Hashable, float], baseline: Mapping[Hashable, float], level: float = LEVEL
-) -> Interval | None:
+def seed_difference(runs: Mapping[Hashable, float], baseline: Mapping[Hashable, float]) -> Interval | None:
     """Difference of two means over seeds, ``None`` unless both sides have two runs.
 
     With the same seeds on both sides the differences seed by seed are used (paired t), otherwise Welch's
@@ -94,7 +92,6 @@ def seed_difference(
     Args:
         runs: seed to metric.
         baseline: seed to metric of the baseline.
-        level: confidence level.
     """
     counts = (len(runs), len(baseline))
     if min(counts) < 2:
@@ -102,14 +99,14 @@ def seed_difference(
     if runs.keys() == baseline.keys():
         change = np.array([runs[seed] - baseline[seed] for seed in runs])
         error = float(change.std(ddof=1) / math.sqrt(len(change)))
-        return Interval(float(change.mean()), error, len(change) - 1, counts, paired=True, level=level)
+        return Interval(float(change.mean()), error, len(change) - 1, counts, paired=True)
     ours, theirs = np.array(list(runs.values())), np.array(list(baseline.values()))
     squared = np.array([ours.var(ddof=1) / len(ours), theirs.var(ddof=1) / len(theirs)])
     # Welch 1947, Satterthwaite 1946.
     parts = (squared**2 / (np.array(counts) - 1)).sum()
     df = squared.sum() ** 2 / parts if parts else min(counts) - 1
     value = float(ours.mean() - theirs.mean())
-    return Interval(value, float(math.sqrt(squared.sum())), df, counts, level=level)
+    return Interval(value, float(math.sqrt(squared.sum())), df, counts)
 
 
 def power(difference: float, seeds: Interval, runs: int, image_error: float = 0.0) -> float:
@@ -135,28 +132,25 @@ def power(difference: float, seeds: Interval, runs: int, image_error: float = 0.
     return float((stats.norm.sf((reach - size) / whole) + stats.norm.cdf((-reach - size) / whole)).mean())
 
 
-def runs_needed(
-    difference: float, seeds: Interval, image_error: float = 0.0, wanted: float = POWER
-) -> int | None:
-    """The least number of runs each that find a true ``difference`` with probability ``wanted``.
+def runs_needed(difference: float, seeds: Interval, image_error: float = 0.0) -> int | None:
+    """The least number of runs each that find a true ``difference`` with probability :data:`POWER`.
 
     Args:
         difference: the true difference, in the unit of the metric.
         seeds: a :func:`seed_difference`, for the scatter of the runs.
         image_error: standard error over the test images.
-        wanted: the power asked for.
 
     Returns:
         At least 2; ``None`` if 100,000 runs are too few: there is no difference, or not on so few images.
     """
-    if difference == 0 or power(difference, seeds, _MOST_RUNS, image_error) < wanted:
+    if difference == 0 or power(difference, seeds, _MOST_RUNS, image_error) < POWER:
         return None
     low, high = 1, 2
-    while power(difference, seeds, high, image_error) < wanted:
+    while power(difference, seeds, high, image_error) < POWER:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        enough = power(difference, seeds, middle, image_error) >= wanted
+        enough = power(difference, seeds, middle, image_error) >= POWER
         low, high = (low, middle) if enough else (middle, high)
     return high
 

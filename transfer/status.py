@@ -21,6 +21,7 @@ from rich.text import Text
 from sd_pretrain.cli import InputError
 from sd_pretrain.jobs import JobProgress
 from sd_pretrain.process import is_locked
+from sd_pretrain.work_dir import read_json, write_json
 
 LOG = 'stdout.log'
 # Beside the folders of the backbones, whose names begin with a letter or digit.
@@ -62,19 +63,11 @@ class RunStatus:
 
 def read_jobs(folder: Path) -> dict[str, str | None]:
     """Read which runs a sweep in a ``<task>_<dataset>`` folder has: ``<name>/seed<k>``, and its Slurm job."""
-    path = folder / JOBS / _JOBS_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f'{path} does not parse ({error}); delete it and run the sweep again') from None
+    return read_json(folder / JOBS / _JOBS_FILE, 'delete it and run the sweep again', missing={})
 
 
 def write_jobs(folder: Path, jobs: Mapping[str, str | None]) -> None:
     """Note runs of a sweep beside those noted before."""
-    from sd_pretrain.work_dir import write_json
-
     write_json(folder / JOBS / _JOBS_FILE, read_jobs(folder) | dict(jobs))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.markdown import markdown_table
+from sd_pretrain.work_dir import read_json
 from transfer.check_data import FULL_VOC07, FULL_VOC12
 from transfer.tasks import DATASETS, TABLE5, all_metrics
 
@@ -101,17 +102,11 @@ def collect(root: str | Path, first: Iterable[str] = ()) -> list[dict[str, Any]]
         raise InputError(f'no work dir {root}; fine-tune first, with tools/transfer.sh')
     results = []
     for path in sorted(root.glob('*_*/*/seed*/result.json')):
-        try:
-            result = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(
-                f'{path} does not parse ({error}); delete it and run tools/transfer.sh again'
-            ) from None
+        remedy = 'delete it and run tools/transfer.sh again'
+        result = read_json(path, remedy)
         missing = {'name', 'task', 'seed', 'metrics'} - set(result if isinstance(result, dict) else ())
         if missing:
-            raise InputError(
-                f'{path} lacks {", ".join(sorted(missing))}; delete it and run tools/transfer.sh again'
-            )
+            raise InputError(f'{path} lacks {", ".join(sorted(missing))}; {remedy}')
         results.append(result | {'work_dir': str(path.parent)})
     order = list(dict.fromkeys([*first, *_last_order(root)]))
     places = {name: place for place, name in enumerate(order)}

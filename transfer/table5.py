@@ -21,12 +21,12 @@ from sd_pretrain.bfloat16 import cpu_has_bf16
 from sd_pretrain.cli import COMPILE, InputError, split_total_batch
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
-from sd_pretrain.work_dir import claim, write_json
+from sd_pretrain.work_dir import claim, read_json, write_json
 from transfer import runner
 from transfer.run_record import load_config
 from transfer.speed import check_amp
 from transfer.tasks import DATASETS, TABLE5
-from transfer.transfer_report import configs_of, confusions, costs, draw_samples, quiet, recall_curves
+from transfer.transfer_report import draw_samples, quiet, report_runs
 
 SCRATCH = 'scratch'
 
@@ -86,14 +86,7 @@ class _Stages:
 
     def __init__(self, path: Path):
         self.path = path
-        self.seconds: dict[str, float] = {}
-        if path.is_file():
-            try:
-                self.seconds = json.loads(path.read_text())
-            except ValueError as error:
-                raise InputError(
-                    f'{path} does not parse ({error}); delete it, the times start anew'
-                ) from None
+        self.seconds: dict[str, float] = read_json(path, 'delete it, the times start anew', missing={})
 
     @contextmanager
     def __call__(self, name: str, anew: bool = False) -> Iterator[None]:
@@ -153,13 +146,16 @@ def run_table5(what: Table5) -> Path:
     _write_table(what, results, stages)  # Whatever may happen to the pictures, the numbers are there.
     with stages('samples', anew=True), quiet(what.work_dir / 'samples.log'):
         drawn = draw_samples(results)
-    return _write_report(what, _write_table(what, results, stages), results, drawn)
+    table5 = _write_table(what, results, stages)
+    curves = {name: what.pretrain_dir(name) for name in ('BL', 'SD')}
+    report_runs(what.work_dir, results, table5, curves, drawn, [shlex.join(sys.orig_argv)])
+    return what.work_dir / 'table5.json'
 
 
 def _data(what: Table5) -> Path:
     from sd_pretrain.imagenet import check_imagenet
     from transfer import emoji_world
-    from transfer.check_data import check_voc07, check_voc12
+    from transfer.check_data import check_detection, check_segmentation
 
     if what.data_root is None:
         if emoji_world.ensure(what.demo_data):
@@ -167,8 +163,8 @@ def _data(what: Table5) -> Path:
         return what.demo_data
     checks = (
         (check_imagenet, 'ILSVRC2012'),
-        (check_voc07, 'VOCdevkit/VOC2007'),
-        (check_voc12, 'VOCdevkit/VOC2012'),
+        (check_detection, 'VOCdevkit/VOC2007'),
+        (check_segmentation, 'VOCdevkit/VOC2012'),
     )
     wrong = []
     for check, folder in checks:
@@ -221,23 +217,6 @@ def _write_table(what: Table5, results: list[dict], stages: _Stages) -> dict:
     write_json(what.work_dir / 'table5.json', table5)
     (what.work_dir / 'table5.md').write_text(table5_markdown(table5))
     return table5
-
-
-def _write_report(what: Table5, table5: dict, results: list[dict], drawn: dict) -> Path:
-    from transfer.provenance import collect_provenance
-    from transfer.report import write_report
-
-    write_report(
-        table5,
-        what.work_dir / 'report.html',
-        curves={name: what.pretrain_dir(name) for name in ('BL', 'SD')},
-        samples=drawn,
-        recall=recall_curves(results),
-        confusions=confusions(results),
-        costs=costs(results),
-        provenance=collect_provenance([shlex.join(sys.orig_argv)]) | {'runs': configs_of(results)},
-    )
-    return what.work_dir / 'table5.json'
 
 
 def _pretrain_result(work_dir: Path) -> dict:

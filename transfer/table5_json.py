@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.markdown import markdown_table
-from transfer.evidence import compare, compare_classes, verdict_lines
+from sd_pretrain.work_dir import read_json
+from transfer.evidence import compare, compare_classes
 from transfer.table import Row, format_rows, papers_setting, rows
 from transfer.tasks import DATASETS, TASKS
 
@@ -116,10 +116,7 @@ def load_table5(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f'no file {path}; bash tools/table5.sh writes it')
-    try:
-        table5 = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f'{path} does not parse as JSON ({error}); run tools/table5.sh again') from None
+    table5 = read_json(path, 'run tools/table5.sh again')
     validate_table5(table5, str(path))
     return table5
 
@@ -210,8 +207,8 @@ def table5_markdown(table5: Mapping[str, Any]) -> str:
     table, *below = format_rows(table5_rows(table5), 'markdown', paper).split('\n\n')
     parts = [f'# Table 5 on {what}', table, *below[:-1]]
     parts.append('\n'.join(f'- {note}' for note in below[-1].splitlines()))
-    said = verdict_lines(table5.get('comparisons', ()))
-    parts += ['## Verdicts', '\n'.join(f'- {line}' for line in said)] if said else []
+    said = [f'- {one["text"]}' for one in table5.get('comparisons', ())]
+    parts += ['## Verdicts', '\n'.join(said)] if said else []
     files = [
         (one['name'], f'`{one.get("checkpoint")}`', f'`{one.get("sha256")}`') for one in table5['backbones']
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sd_pretrain.cli import InputError
-from sd_pretrain.work_dir import write_json
+from sd_pretrain.work_dir import read_json, write_json
 from transfer import samples
 from transfer.confusion import load_confusion
 from transfer.image_scores import most_different, precision_recall
@@ -58,7 +57,7 @@ def note_transfer(
         InputError: see :func:`transfer.table5_json.build_table5`.
     """
     demo = all(map(on_demo_data, results))
-    before = _noted(work_dir)
+    before = read_json(work_dir / NOTED, 'delete it, the report is made anew', missing={})
     commands = list(dict.fromkeys([*before.get('commands', []), *commands]))
     curves = before.get('curves', {}) | {name: str(folder) for name, folder in (curves or {}).items()}
     curves = {name: folder for name, folder in curves.items() if Path(folder).is_dir()}
@@ -78,15 +77,36 @@ def report_transfer(work_dir: Path, results: Sequence[Mapping[str, Any]], conten
     """
     with quiet(work_dir / 'samples.log'):
         drawn = draw_samples(results)
+    report_runs(work_dir, results, content, content['curves'], drawn, content['commands'])
+
+
+def report_runs(
+    work_dir: Path,
+    results: Sequence[Mapping[str, Any]],
+    content: Mapping[str, Any],
+    curves: Mapping[str, str | Path],
+    drawn: Mapping[str, list[samples.Sample] | str],
+    commands: Sequence[str],
+) -> None:
+    """Write ``report.html`` with all that the runs have stored.
+
+    Args:
+        work_dir: where to.
+        results: the fine-tunings, the baseline's first.
+        content: of the form of ``table5.json``.
+        curves: for each backbone's name its pretraining work dir, where there is one.
+        drawn: of :func:`draw_samples`.
+        commands: what was typed.
+    """
     write_report(
         content,
         work_dir / 'report.html',
-        curves=content['curves'],
+        curves=curves,
         samples=drawn,
         recall=recall_curves(results),
         confusions=confusions(results),
         costs=costs(results),
-        provenance=collect_provenance(content['commands']) | {'runs': configs_of(results)},
+        provenance=collect_provenance(commands) | {'runs': configs_of(results)},
     )
 
 
@@ -191,17 +211,6 @@ def quiet(log: Path) -> Iterator[None]:
     print(f'draw samples (log: {log})', flush=True)
     with log.open('w') as file, redirect_stdout(file), redirect_stderr(file):
         yield
-
-
-def _noted(work_dir: Path) -> dict[str, Any]:
-    """What the last report of a work dir has noted."""
-    path = work_dir / NOTED
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f'{path} does not parse ({error}); delete it, the report is made anew') from None
 
 
 def _first_dataset(results: Sequence[Mapping[str, Any]], task: str) -> list[Mapping[str, Any]]:

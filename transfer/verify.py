@@ -20,7 +20,7 @@ _DEEPLAB = {'strides': (1, 2, 2, 1), 'dilations': (1, 1, 1, 2), 'contract_dilati
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep mmengine's loading logs (unexpected key fc.weight, ...) and import warnings off the screen."""
     from mmengine.logging import MMLogger
 
@@ -53,7 +53,7 @@ def build_target(
     if file is None:
         with torch.device('meta'):
             return _build(arch, target, num_classes, None)
-    with _quiet():
+    with quiet():
         return _build(arch, target, num_classes, file)
 
 
@@ -63,7 +63,7 @@ def _build(arch: str, target: str, num_classes: int, file: Path | None) -> dict[
     if target in ('mmdet', 'mmseg'):
         from transfer import mmcv_ops
 
-        with _quiet():
+        with quiet():
             mmcv_ops.install()
             if target == 'mmdet':
                 from mmdet.models.backbones import ResNet
@@ -174,7 +174,7 @@ def compare(
         with torch.no_grad():
             found['shared_head'] = networks['shared_head'](found['layer3'])
         wanted['shared_head'] = wanted['layer4']
-    differences = {stage: _relative(found[stage], wanted[stage]) for stage in wanted}
+    differences = {stage: relative_difference(found[stage], wanted[stage]) for stage in wanted}
     wrong = [stage for stage, difference in differences.items() if not difference <= tolerance]
     altered = _altered(networks, expected)
     if wrong or altered:
@@ -204,7 +204,8 @@ def _features(network: nn.Module, images: Tensor, classes: int) -> dict[str, Ten
     return features | ({'logits': output} if classes else {})
 
 
-def _relative(found: Tensor, wanted: Tensor) -> float:
+def relative_difference(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference, as a part of the largest value that is wanted."""
     if found.shape != wanted.shape:
         return float('inf')
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=torch.finfo(wanted.dtype).tiny))

@@ -1,13 +1,8 @@
-import runpy
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,29 +61,7 @@ def tiny_config(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def run_tool():
-    """``run_tool(name, *arguments)`` runs ``tools/<name>`` in this process and returns its exit code."""
-    return _run_tool
-
-
-def _run_tool(name, *arguments):
-    # mmengine names its global instances by config and second: without this, a second run within the same
-    # second would write into the first one's logs.
-    for shared in (MMLogger, MessageHub, Visualizer, DefaultScope):
-        shared._instance_dict.clear()
-    old = sys.argv
-    sys.argv = [name, *map(str, arguments)]
-    try:
-        runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
-    except SystemExit as exit:
-        return exit.code
-    finally:
-        sys.argv = old
-    return 0
-
-
-@pytest.fixture(scope='session')
-def jobs_here():
+def jobs_here(run_tool):
     """``with jobs_here() as started:`` runs the pretrainings of a table in this process, one after the other.
 
     What is run is the job's own command line; ``started`` are the names of the jobs.
@@ -101,7 +74,7 @@ def jobs_here():
         def run_jobs(title, jobs, places):
             for job in jobs:
                 started.append(job.name)
-                if _run_tool(Path(job.argv[1]).name, *job.argv[2:]):
+                if run_tool(Path(job.argv[1]).name, *job.argv[2:]):
                     raise RuntimeError(f'{job.name} failed')
 
         with pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import timm
 import torch
 
+from sd_pretrain.curves import read_curves
 from sd_pretrain.imagenet import ImageNetFolder
 from sd_pretrain.snapshot_hook import TEACHER_KEY
 
@@ -110,12 +112,11 @@ def assert_same_run(unbroken, resumed, stop):
     assert len(logged(resumed)) == 2 * (4 - stop)
 
 
-@pytest.mark.parametrize('amp', [(), ('--amp',)], ids=['fp32', 'bf16'])
 @pytest.mark.parametrize('stop', [1, 2, 3], ids=['before', 'at', 'after'])
-@pytest.mark.parametrize('algorithm', ALGORITHMS)
-def test_a_resumed_run_equals_the_unbroken_one(trained, algorithm, stop, amp):
-    unbroken = trained(algorithm, *amp)
-    resumed = trained(algorithm, *amp, '--resume', unbroken / f'epoch_{stop}.pth')
+@pytest.mark.parametrize('run', [*((name,) for name in ALGORITHMS), ('sd', '--amp')], ids=' '.join)
+def test_a_resumed_run_equals_the_unbroken_one(trained, run, stop):
+    unbroken = trained(*run)
+    resumed = trained(*run, '--resume', unbroken / f'epoch_{stop}.pth')
     assert_same_run(unbroken, resumed, stop)
     weights = [load(unbroken, epoch)['state_dict']['network.fc.weight'] for epoch in (stop, 4)]
     assert not torch.equal(*weights)
@@ -236,17 +237,20 @@ def test_a_fork_of_the_first_mini_generation_equals_a_run_of_its_own(
     assert 'distill was False, now True' in capfd.readouterr().err
 
 
-# Each process trains every algorithm unbroken and then from each checkpoint, and keeps what it holds at
-# the end of every epoch.
+# Each process goes through all runs, unbroken and then from each checkpoint, and keeps what it holds at each
+# epoch end; then through one whose first validation was killed, and through an evaluation.
 TWO_RANKS = """
-import itertools, os, sys
+import shutil, sys
+from os import environ
 from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import HOOKS, DefaultScope
 from mmengine.visualization import Visualizer
-from sd_pretrain.train import train
+from sd_pretrain.train import test, train
+
+RANK = environ['RANK']
 
 
 @HOOKS.register_module()
@@ -258,7 +262,7 @@ class Spy(Hook):
         teacher = model.teacher and model.teacher.state_dict()
         student = {key: value.clone() for key, value in model.state_dict().items()}
         optimizer = runner.optim_wrapper.state_dict()
-        path = f'{runner.work_dir}/rank{os.environ["RANK"]}_{name}.pth'
+        path = f'{runner.work_dir}/rank{RANK}_{name}.pth'
         torch.save({'teacher': teacher, 'student': student, 'optimizer': optimizer}, path)
 
     def before_train(self, runner):
@@ -268,35 +272,60 @@ class Spy(Hook):
         self.keep(runner, runner.epoch + 1)
 
 
+def run(function, *args, **settings):
+    for shared in (MMLogger, MessageHub, Visualizer, DefaultScope):
+        shared._instance_dict.clear()
+    return function(*args, launcher='pytorch', **settings)
+
+
 # One process group for all runs: a second one in the same processes hangs.
 torch.distributed.init_process_group('gloo')
 torch.distributed.init_process_group = torch.distributed.destroy_process_group = lambda *args: None
-data_root, folder, *configs = sys.argv[1:]
-for config, amp, stop in itertools.product(configs, (False, True), (0, 1, 2, 3)):
-    for shared in (MMLogger, MessageHub, Visualizer, DefaultScope):
-        shared._instance_dict.clear()
-    algorithm = Path(config).stem
-    work_dir = f'{folder}/{algorithm}_amp{amp:d}_{stop}'
-    resume = f'{folder}/{algorithm}_amp{amp:d}_0/epoch_{stop}.pth' if stop else None
-    workers = {'train_dataloader.num_workers': 1, 'train_dataloader.persistent_workers': True}
-    options = workers if stop == 2 else {}
-    train(config, work_dir=work_dir, data_root=data_root, resume=resume, amp=amp, options=options,
-          launcher='pytorch')
+data_root, seven_images, folder = sys.argv[1:]
+for algorithm, amp in (('sd', False), ('sd', True), ('file', False)):
+    for stop in (0, 1, 2, 3):
+        work_dir = f'{folder}/{algorithm}_amp{amp:d}_{stop}'
+        resume = f'{folder}/{algorithm}_amp{amp:d}_0/epoch_{stop}.pth' if stop else None
+        workers = {'train_dataloader.num_workers': 1, 'train_dataloader.persistent_workers': True}
+        run(train, f'{folder}/{algorithm}.py', work_dir=work_dir, data_root=data_root, resume=resume, amp=amp,
+            options=workers if stop == 2 else {})
+unbroken, killed = Path(folder, 'sd_amp0_0'), Path(folder, 'killed')
+if RANK == '0':
+    log = next(unbroken.glob('*/vis_data/scalars.json'))
+    (killed / log.relative_to(unbroken)).parent.mkdir(parents=True)
+    text = log.read_text()
+    (killed / log.relative_to(unbroken)).write_text(text[: text.index('{"accuracy')])
+    for name in ('epoch_1.pth', 'last_checkpoint'):
+        shutil.copy(unbroken / name, killed)
+    (killed / 'last_checkpoint').write_text('epoch_1.pth')
+torch.distributed.barrier()
+run(train, f'{folder}/sd.py', work_dir=killed, data_root=data_root, resume='auto')
+found = run(test, f'{folder}/sd.py', unbroken / 'snapshot_2.pth', work_dir=f'{folder}/test',
+            data_root=seven_images, options={'total_batch_size': 3})
+torch.save(found, f'{folder}/accuracy{RANK}.pth')
 """
 
 
 @pytest.fixture(scope='module')
-def two_ranks(configs, image_folder, tmp_path_factory):
+def seven_images(image_folder, tmp_path_factory):
+    """A data root of seven validation images, and none to train on: one is padding for two processes."""
+    root = tmp_path_factory.mktemp('seven')
+    val = shutil.copytree(image_folder / 'ILSVRC2012' / 'val', root / 'ILSVRC2012' / 'val')
+    (val / 'n00000000' / '0.JPEG').unlink()
+    return root
+
+
+@pytest.fixture(scope='module')
+def two_ranks(configs, image_folder, seven_images, tmp_path_factory):
     """Work dirs ``{algorithm}_amp{0,1}_{stop}`` of two gloo processes that both went through all runs."""
     folder = tmp_path_factory.mktemp('two')
     (folder / 'script.py').write_text(TWO_RANKS)
     hook = "custom_hooks = [*_base_.custom_hooks, dict(type='Spy')]"
-    spied = [folder / f'{name}.py' for name in ALGORITHMS]
-    for path in spied:
-        path.write_text(f"_base_ = '{configs[path.stem]}'\n{hook}\n")
+    for name in ('sd', 'file'):
+        (folder / f'{name}.py').write_text(f"_base_ = '{configs[name]}'\n{hook}\n")
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     done = subprocess.run(
-        [*command, folder / 'script.py', image_folder, folder, *spied],
+        [*command, folder / 'script.py', image_folder, seven_images, folder],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
         capture_output=True,
         text=True,
@@ -306,11 +335,10 @@ def two_ranks(configs, image_folder, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('amp', [0, 1], ids=['fp32', 'bf16'])
 @pytest.mark.parametrize('stop', [1, 2, 3], ids=['before', 'at', 'after'])
-@pytest.mark.parametrize('algorithm', ALGORITHMS)
-def test_two_processes_resume_exactly(two_ranks, algorithm, stop, amp):
-    unbroken, resumed = (two_ranks / f'{algorithm}_amp{amp}_{start}' for start in (0, stop))
+@pytest.mark.parametrize('run', ['sd_amp0', 'sd_amp1', 'file_amp0'])
+def test_two_processes_resume_exactly(two_ranks, run, stop):
+    unbroken, resumed = (two_ranks / f'{run}_{start}' for start in (0, stop))
     assert_same_run(unbroken, resumed, stop)
     for rank in (0, 1):
         for epoch in range(stop + 1, 5):
@@ -319,19 +347,41 @@ def test_two_processes_resume_exactly(two_ranks, algorithm, stop, amp):
 
 
 @pytest.mark.parametrize('stop', [0, 1, 2, 3])
-def test_two_processes_hold_the_same_student_and_teacher(two_ranks, stop):
+@pytest.mark.parametrize('algorithm, taught_from', [('sd', 2), ('file', 2)])
+def test_two_processes_hold_the_same_student_and_teacher(two_ranks, configs, algorithm, taught_from, stop):
     """After each epoch end, thus after each snapshot, and as soon as a resume begins."""
-    work_dir = two_ranks / f'sd_amp0_{stop}'
+    work_dir = two_ranks / f'{algorithm}_amp0_{stop}'
     names = [*(['start'] if stop else []), *range(stop + 1, 5)]
     taught = []
     for name in names:
         first, second = (torch.load(work_dir / f'rank{rank}_{name}.pth') for rank in (0, 1))
         assert_same(first, second, f'{name}')
         taught.append(first['teacher'] is not None)
-    assert taught == [name in (2, 3, 4) or (name == 'start' and stop >= 2) for name in names]
+        if algorithm == 'file' and taught[-1]:
+            wanted = torch.load(configs['file'].with_name('teacher.pth'), weights_only=True)['state_dict']
+            assert_same(first['teacher'], {key.removeprefix('network.'): wanted[key] for key in wanted})
+    # The file is read as its first epoch begins, which at the start of a resume is still to come.
+    at_start = algorithm == 'sd' and stop >= taught_from
+    assert taught == [at_start if name == 'start' else name >= taught_from for name in names]
 
 
 def test_two_processes_differ_from_one(two_ranks, trained):
     """Each has images and randomness of its own: nothing above holds merely because all is constant."""
     one, two = (logged(path)[0]['loss_ce'] for path in (trained('sd'), two_ranks / 'sd_amp0_0'))
     assert one != two
+
+
+def test_two_processes_resumed_do_the_validation_that_was_killed(two_ranks):
+    """The first epoch has its checkpoint, and no validation in the log."""
+    assert read_curves(two_ranks / 'killed').test_error == read_curves(two_ranks / 'sd_amp0_0').test_error
+
+
+def test_evaluation_by_two_processes_counts_each_image_once(
+    two_ranks, configs, seven_images, run_tool, tmp_path, capsys
+):
+    """A batch of training is not theirs to divide."""
+    found = torch.load(two_ranks / 'accuracy0.pth', weights_only=False)
+    places = ['--data-root', seven_images, '--work-dir', tmp_path]
+    assert run_tool('test.py', configs['sd'], two_ranks / 'sd_amp0_0' / 'snapshot_2.pth', *places) == 0
+    said = f'top-1 {found["accuracy/top1"]:.2f}%, top-5 {found["accuracy/top5"]:.2f}%'
+    assert said in capsys.readouterr().out

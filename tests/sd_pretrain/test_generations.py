@@ -74,13 +74,28 @@ def test_only_the_first_generation_of_a_tolerant_teacher_is_tolerant(net):
 
 
 @pytest.fixture(scope='module')
-def trained(run_tool, cifar, tmp_path_factory):
+def train(run_tool, jobs_here):
+    """``train(*arguments)`` is tools/train_generations.py, its trainings in this process."""
+
+    def run(*arguments):
+        with jobs_here():
+            return run_tool('train_generations.py', *arguments, '--cfg-options', *SHORT)
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def trained(train, cifar, tmp_path_factory):
     """Work dir of two generations of the tolerant teacher."""
     work_dir = tmp_path_factory.mktemp('generations')
-    arguments = ['--data-root', cifar.parent, '--work-dir', work_dir, '--cfg-options', *SHORT]
+    places = ['--data-root', cifar.parent, '--work-dir', work_dir]
     config = CONFIGS / 'tolerant_resnet20.py'
-    assert run_tool('train_generations.py', config, 2, *arguments) == 0
-    return work_dir, [config, 3, *arguments]
+    assert train(config, 2, *places) == 0
+    return work_dir, [config, 3, *places]
+
+
+def log_of(work_dir):
+    return ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
 
 
 def lines(work_dir):
@@ -98,8 +113,8 @@ def test_the_first_is_tolerant_and_the_second_taught_by_it(trained):
         assert 'loss_kl' not in row
         assert row['loss'] == pytest.approx(row['loss_ce'] + row['loss_tolerance'])
     assert all('loss_tolerance' not in row and row['loss_kl'] > 0 for row in second)
-    log = (trained[0] / 'generation_2' / 'stdout.log').read_text()
-    assert f'From epoch 1 on {trained[0]}/generation_1/snapshot_1.pth teaches' in log
+    said = f'From epoch 1 on {trained[0]}/generation_1/snapshot_1.pth teaches'
+    assert said in log_of(trained[0] / 'generation_2')
 
 
 def test_the_table_has_each_generation_s_error(trained):
@@ -113,18 +128,15 @@ def test_the_table_has_each_generation_s_error(trained):
     assert len(content['generations']) == 2
 
 
-def test_more_generations_go_on_from_those_that_are_there(run_tool, trained):
+def test_more_generations_go_on_from_those_that_are_there(train, trained):
     work_dir, arguments = trained
     before = (work_dir / 'generation_2' / 'snapshot_1.pth').stat().st_mtime_ns
-    assert run_tool('train_generations.py', *arguments) == 0
+    assert train(*arguments) == 0
     assert (work_dir / 'generation_2' / 'snapshot_1.pth').stat().st_mtime_ns == before
-    assert (
-        f'on {work_dir}/generation_2/snapshot_1.pth teaches'
-        in (work_dir / 'generation_3' / 'stdout.log').read_text()
-    )
+    assert f'on {work_dir}/generation_2/snapshot_1.pth teaches' in log_of(work_dir / 'generation_3')
 
 
-def test_after_another_architecture_the_student_s_own_teaches(run_tool, cifar, tmp_path):
+def test_after_another_architecture_the_student_s_own_teaches(train, cifar, tmp_path):
     (tmp_path / 'large.py').write_text(f"_base_ = '{CONFIGS}/bl_resnet32.py'\n")
     teacher = "dict(checkpoint='none.pth', network='cifar_resnet32')"
     (tmp_path / 'kd.py').write_text(
@@ -132,7 +144,7 @@ def test_after_another_architecture_the_student_s_own_teaches(run_tool, cifar, t
         f"custom_hooks = [dict(type='SnapshotDistillationHook', ends=_base_.ends, teacher={teacher})]\n"
     )
     places = ['--data-root', cifar.parent, '--work-dir', tmp_path / 'work']
-    assert run_tool('train_generations.py', tmp_path / 'kd.py', 3, *places, '--cfg-options', *SHORT) == 0
+    assert train(tmp_path / 'kd.py', 3, *places) == 0
     archs = [
         torch.load(tmp_path / f'work/generation_{k}/snapshot_1.pth', weights_only=True)['meta']['arch']
         for k in (1, 2, 3)

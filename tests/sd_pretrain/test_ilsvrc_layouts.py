@@ -20,7 +20,7 @@ from PIL import Image
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.ilsvrc_layouts import DEVKIT, find_split
-from sd_pretrain.imagenet import ImageNetFolder, check_imagenet, decode, read_image
+from sd_pretrain.imagenet import ImageNetFolder, check_imagenet, decode
 
 
 @pytest.fixture
@@ -132,11 +132,13 @@ def test_no_layout_at_all(root):
         check_imagenet(root)
 
 
-def test_cmyk_and_disguised_files_come_out_in_the_colours_of_the_picture(tmp_path):
+def test_cmyk_and_disguised_files_come_out_in_the_colours_of_the_picture():
     """The files of ILSVRC2012 that a plain RGB JPEG decoder stumbles over: all are called ``.JPEG``."""
     original = picture(7, (80, 60))
     wanted = torch.from_numpy(np.array(original)).permute(2, 0, 1).int()
     grey = torch.from_numpy(np.array(original.convert('L'))).int().expand(3, -1, -1)
+    palette = original.convert('P')
+    coarse = torch.from_numpy(np.array(palette.convert('RGB'))).permute(2, 0, 1).int()
     for name, image, kind, expected, within in (
         ('cmyk', original.convert('CMYK'), 'JPEG', wanted, 40),
         ('progressive', original, 'JPEG', wanted, 40),
@@ -144,12 +146,11 @@ def test_cmyk_and_disguised_files_come_out_in_the_colours_of_the_picture(tmp_pat
         ('rgba', original.convert('RGBA'), 'PNG', wanted, 0),
         ('grey', original.convert('L'), 'JPEG', grey, 12),
         ('grey_png', original.convert('L'), 'PNG', grey, 0),
+        ('palette', palette, 'PNG', coarse, 0),
         ('bmp', original, 'BMP', wanted, 0),
     ):
         options = {'quality': 95, 'progressive': name == 'progressive'} if kind == 'JPEG' else {}
-        path = tmp_path / f'{name}.JPEG'
-        path.write_bytes(encoded(image, kind, **options))
-        found = read_image(path)
+        found = decode(encoded(image, kind, **options))
         assert found.dtype == torch.uint8
         assert found.shape == (3, 60, 80), name
         assert (found.int() - expected).abs().max() <= within, name
@@ -171,9 +172,10 @@ def test_exif_orientation_is_not_applied():
 
 @pytest.mark.parametrize('share', [0.0, 0.1, 0.5, 0.95])
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
-def test_truncated_file_names_itself(tmp_path, kind, share):
+def test_truncated_file_names_itself(root, kind, share):
     content = encoded(picture(5, (160, 120)), kind)
-    path = tmp_path / 'n00000000_7.JPEG'
+    path = root / 'train' / 'n00000000' / 'n00000000_7.JPEG'
+    path.parent.mkdir(parents=True)
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(InputError, match=r'cannot read image .*n00000000_7\.JPEG: .*; replace or remove it'):
-        read_image(path)
+        ImageNetFolder(str(root))[0]

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.launch import check_gpus, cpu_share, places
 
 ROOT = Path(__file__).resolve().parents[2]
+_IMPORT = re.compile(r'(import|from) \w')
 
 
 @pytest.mark.parametrize(
@@ -83,36 +85,40 @@ def test_places_without_gpus_share_the_cores_unless_the_user_says(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'tool, user, expected',
+    'command, user, expected',
     [
-        ('train', {}, '10000'),
-        ('table3', {}, '10000'),
-        ('benchmark', {}, '10000'),
-        ('run_transfer', {}, '10000'),
-        ('train', {'GOMP_SPINCOUNT': '7'}, '7'),
+        (['tools/train.py'], {}, '10000'),
+        (['-m', 'transfer.finetune'], {}, '10000'),
+        (['tools/train.py'], {'GOMP_SPINCOUNT': '7'}, '7'),
     ],
+    ids=['train', 'finetune', 'user'],
 )
-def test_waiting_threads_soon_leave_their_core_to_others(tool, user, expected):
-    script = f"""
-import runpy, sys
-sys.argv = ['{tool}', '--help']
-try:
-    runpy.run_path('tools/{tool}.py', run_name='__main__')
-except SystemExit:
-    import torch
-"""
+def test_waiting_threads_soon_leave_their_core_to_others(command, user, expected):
     env = {key: value for key, value in os.environ.items() if not key.startswith(('GOMP_', 'OMP_'))}
     env |= user | {'OMP_DISPLAY_ENV': 'VERBOSE', 'PYTHONPATH': str(ROOT)}
-    found = subprocess.run([sys.executable, '-c', script], env=env, cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, *command, '--help'], env=env, cwd=ROOT, capture_output=True, text=True
+    )
     # What OpenMP itself says that it has read.
     assert f"GOMP_SPINCOUNT = '{expected}'" in found.stderr
 
 
-@pytest.mark.parametrize('tool', ['table2', 'table3', 'table4', 'train_generations'])
-def test_shell_tools_start(tool, tmp_path):
-    """From any folder."""
-    command = ['bash', str(ROOT / 'tools' / f'{tool}.sh'), '--help']
+@pytest.mark.parametrize('path', sorted((ROOT / 'tools').glob('*.py')), ids=lambda path: path.stem)
+def test_no_tool_loads_pytorch_before_the_packages_say_how_it_waits(path):
+    imports = [line.split()[1].split('.')[0] for line in path.read_text().splitlines() if _IMPORT.match(line)]
+    assert not {'torch', 'torchvision', 'timm', 'mmengine'} & set(imports)
+
+
+def test_a_shell_tool_starts_from_any_folder(tmp_path):
+    command = ['bash', str(ROOT / 'tools' / 'table2.sh'), '--help']
     env = {**os.environ, 'VIRTUAL_ENV': sys.prefix}
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f'usage: tools/{tool}.sh' in done.stdout
+    assert 'usage: tools/table2.sh' in done.stdout
+
+
+@pytest.mark.parametrize('tool', ['table2', 'table3', 'table4', 'table5', 'train_generations'])
+def test_shell_tools_differ_in_their_name_alone(tool):
+    lines = (ROOT / 'tools' / f'{tool}.sh').read_text().splitlines()
+    assert lines[0] == '#!/usr/bin/env bash' and lines[1].startswith('# ')
+    assert lines[2:] == ['source "$(dirname "$0")/env.sh"', f'exec "$PYTHON" tools/{tool}.py "$@"']

@@ -1,6 +1,7 @@
 """Several pretrainings as jobs: stopped, forked, resumed."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -67,12 +68,13 @@ def test_the_log_of_a_fork_is_that_of_the_whole_run(forked):
     assert [line['step'] for line in lines if 'accuracy/top1' in line] == [1, 2, 3]
 
 
-def test_finished_runs_are_left_alone(forked, image_folder):
+def test_finished_runs_are_left_alone(forked, image_folder, jobs_here, capsys):
     folder, forks = forked
     before = (folder / 'sd' / 'snapshot_2.pth').stat().st_mtime_ns
-    run_pretrainings('again', forks, data_root=image_folder, parallel=2)
+    with jobs_here():
+        run_pretrainings('again', forks, data_root=image_folder, parallel=2)
     assert (folder / 'sd' / 'snapshot_2.pth').stat().st_mtime_ns == before
-    assert 'Finished already' in (folder / 'sd' / 'stdout.log').read_text()
+    assert capsys.readouterr().out.count('Finished already') == 2
 
 
 def test_runs_of_several_gpus_do_not_share_them(monkeypatch, tmp_path):
@@ -90,8 +92,9 @@ def test_a_fork_needs_something_to_begin_with(tmp_path):
         fork(tmp_path, tmp_path / 'new')
 
 
-def test_stop_where_no_checkpoint_is_written(tiny_config, image_folder, tmp_path):
+def test_stop_where_no_checkpoint_is_written(tiny_config, image_folder, tmp_path, jobs_here, capsys):
     options = ('default_hooks.checkpoint.interval=2',)
     run = Pretraining('odd', str(tiny_config), tmp_path / 'work', options, stop_after=1)
-    with pytest.raises(InputError, match='--stop-after 1: .* a multiple of 2'):
+    with jobs_here(), pytest.raises(RuntimeError):
         run_pretrainings('odd', [run], data_root=image_folder)
+    assert re.search('error: --stop-after 1: .* a multiple of 2', capsys.readouterr().err)

@@ -69,8 +69,8 @@ def test_the_tool_hands_its_arguments_on(run_tool, tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     monkeypatch.setattr('sd_pretrain.launch.cpus', lambda: 4)
+    monkeypatch.setattr('transfer.emoji_world.ensure', lambda root: False)
     monkeypatch.chdir(tmp_path)
-    Path('work_dirs/demo_data').mkdir(parents=True)
     paths = [Path('table4.json'), Path('table4.md')]
     paths[1].touch()
 

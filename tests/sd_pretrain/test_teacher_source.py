@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +18,6 @@ from sd_pretrain.run_record import fingerprint
 from sd_pretrain.snapshot_hook import TEACHER_KEY, SnapshotDistillationHook
 from sd_pretrain.teacher import FrozenTeacher
 from sd_pretrain.teacher_source import identified, load_teacher, teacher_spec, weights_sha256
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def lesson(checkpoint, from_epoch=1):
@@ -243,46 +238,3 @@ def test_a_label_refinery_never_sees_the_labels(train, teacher, tmp_path):
     option = f'custom_hooks.0.teacher.checkpoint={teacher / "snapshot_1.pth"}'
     assert train(tmp_path, option, config='refinery_resnet20.py') == 0
     assert all(ce == 0 and kl > 0 for ce, kl in losses(tmp_path))
-
-
-SPY = """
-import torch
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-
-@HOOKS.register_module()
-class TeacherSpy(Hook):
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        teacher = runner.model.module.teacher
-        seen = None if teacher is None else teacher.state_dict()
-        torch.save(seen, f'{runner.work_dir}/rank{get_rank()}_{runner.iter}.pth')
-"""
-
-
-def test_two_processes_hold_the_same_teacher(cifar, teacher, tmp_path):
-    (tmp_path / 'teacher_spy.py').write_text(SPY)
-    config = tmp_path / 'spied.py'
-    config.write_text(
-        f"_base_ = '{CONFIGS}/bl_resnet20.py'\n"
-        "custom_imports = dict(imports=[*_base_.custom_imports.imports, 'teacher_spy'])\n"
-        "custom_hooks = [*_base_.custom_hooks, dict(type='TeacherSpy')]\n"
-    )
-    environment = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'VIRTUAL_ENV': sys.prefix}
-    arguments = [config, 2, '--data-root', cifar.parent, '--work-dir', tmp_path / 'work']
-    arguments += ['--cfg-options', *SHORT, *lesson(teacher / 'snapshot_1.pth')]
-    done = subprocess.run(
-        ['bash', ROOT / 'tools' / 'dist_train.sh', *map(str, arguments)],
-        env={**os.environ, 'PYTHONPATH': str(tmp_path), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    wanted = torch.load(teacher / 'snapshot_1.pth', weights_only=True)['state_dict']
-    for rank in (0, 1):
-        assert torch.load(tmp_path / f'work/rank{rank}_2.pth') is None
-        for iteration in (3, 8):
-            seen = torch.load(tmp_path / f'work/rank{rank}_{iteration}.pth')
-            assert all(torch.equal(value, wanted[f'network.{key}']) for key, value in seen.items())

@@ -1,23 +1,19 @@
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from sd_pretrain.cli import InputError
-from transfer.check_data import check_detection, check_voc07, check_voc12
+from transfer.check_data import check_detection, check_segmentation
 from transfer.voc import palette
 
-REPO = Path(__file__).resolve().parents[2]
 VOC07, VOC12 = 'VOCdevkit/VOC2007', 'VOCdevkit/VOC2012'
 
 
 def test_whole_tree_is_accepted_and_counted(tiny_voc):
-    assert check_voc07(tiny_voc / VOC07) == {'trainval': 4, 'test': 2}
-    assert check_voc12(tiny_voc / VOC12) == {'train': 2, 'aug': 2, 'val': 2}
+    assert check_detection(tiny_voc / VOC07) == {'trainval': 4, 'test': 2}
+    assert check_segmentation(tiny_voc / VOC12) == {'train': 2, 'aug': 2, 'val': 2}
 
 
 def test_voc12_is_checked_for_detection_too(tiny_voc):
@@ -103,7 +99,7 @@ def test_voc07_fault_is_named_with_file_and_remedy(tiny_voc, fault):
     damage, said = VOC07_FAULTS[fault]
     damage(tiny_voc / VOC07)
     with pytest.raises(InputError) as caught:
-        check_voc07(tiny_voc / VOC07)
+        check_detection(tiny_voc / VOC07)
     for part in (str(tiny_voc / VOC07), *said):
         assert part in str(caught.value)
 
@@ -134,12 +130,12 @@ def test_voc12_fault_is_named_with_file_and_remedy(tiny_voc, fault):
     damage, said = VOC12_FAULTS[fault]
     damage(tiny_voc / VOC12)
     with pytest.raises(InputError) as caught:
-        check_voc12(tiny_voc / VOC12)
+        check_segmentation(tiny_voc / VOC12)
     for part in said:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize('check', [check_voc07, check_voc12])
+@pytest.mark.parametrize('check', [check_detection, check_segmentation])
 def test_missing_and_empty_roots_say_where_to_get_the_data(check, tmp_path):
     with pytest.raises(InputError, match=r'nowhere does not exist; get VOCtrainval_.*--data-root'):
         check(tmp_path / 'nowhere')
@@ -151,20 +147,20 @@ def test_edges_of_the_image_belong_to_it(tiny_voc):
     xml = tiny_voc / VOC07 / XML
     box = '<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>64</xmax><ymax>48</ymax></bndbox>'
     xml.write_text(f'<annotation><object><name>dog</name>{box}</object></annotation>')
-    assert check_voc07(tiny_voc / VOC07)['trainval'] == 4
+    assert check_detection(tiny_voc / VOC07)['trainval'] == 4
     _replace(xml, '<xmax>64', '<xmax>65')
     with pytest.raises(InputError, match='1, 1, 65, 48'):
-        check_voc07(tiny_voc / VOC07)
+        check_detection(tiny_voc / VOC07)
 
 
 def test_full_size_names_the_official_counts(tiny_voc):
     with pytest.raises(
         InputError, match=r'trainval\.txt names 4 images where the full set has 5,011'
     ) as caught:
-        check_voc07(tiny_voc / VOC07, full_size=True)
+        check_detection(tiny_voc / VOC07, full_size=True)
     assert 'full set has 4,952' in str(caught.value)
     with pytest.raises(InputError, match='full set has 1,464') as caught:
-        check_voc12(tiny_voc / VOC12, full_size=True)
+        check_segmentation(tiny_voc / VOC12, full_size=True)
     assert 'full set has 9,118; get the SBD masks' in str(caught.value)
     assert 'full set has 1,449; get VOCtrainval_11-May-2012.tar' in str(caught.value)
 
@@ -173,53 +169,39 @@ def test_many_problems_are_cut_short_and_counted(tiny_voc):
     for xml in (tiny_voc / VOC07 / 'Annotations').iterdir():
         xml.write_text('')
     with pytest.raises(InputError, match=r'and 3 more like these$') as caught:
-        check_voc07(tiny_voc / VOC07)
+        check_detection(tiny_voc / VOC07)
     assert str(caught.value).count('is no XML') == 3
 
 
-def _run_tool(*args: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, 'tools/check_data.py', *map(str, args)],
-        cwd=REPO,
-        env={**os.environ, 'PYTHONPATH': str(REPO)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_tool_lists_the_problems_of_all_sets_and_exits_with_2(tiny_voc):
-    fine = _run_tool('voc07', 'voc12', '--data-root', tiny_voc)
-    assert (fine.returncode, fine.stderr) == (0, '')
-    assert fine.stdout.count(' OK ') == 2
+def test_tool_lists_the_problems_of_all_sets_and_exits_with_2(run_tool, tiny_voc, capsys):
+    arguments = ['check_data.py', 'voc07', 'voc12', '--data-root', tiny_voc]
+    assert run_tool(*arguments) == 0
+    said = capsys.readouterr()
+    assert said.out.count(' OK ') == 2 and said.err == ''
 
     (tiny_voc / VOC07 / XML).unlink()
     (tiny_voc / VOC12 / VAL_MASK).unlink()
-    broken = _run_tool('voc07', 'voc12', '--data-root', tiny_voc)
-    assert broken.returncode == 2
-    assert '000002.xml' in broken.stdout
-    assert '000005.png' in broken.stdout
-    assert broken.stderr.startswith('error: 2 of 2 data sets')
+    assert run_tool(*arguments) == 2
+    said = capsys.readouterr()
+    assert '000002.xml' in said.out
+    assert '000005.png' in said.out
+    assert said.err.startswith('error: 2 of 2 data sets')
 
 
-def test_tool_refuses_an_unknown_set():
-    result = _run_tool('voc99')
-    assert result.returncode == 2
-    assert (
-        result.stderr
-        == "error: unknown data set 'voc99'; there are imagenet, voc07, voc12, voc12det, cifar100\n"
-    )
+def test_tool_refuses_an_unknown_set(run_tool, capsys):
+    assert run_tool('check_data.py', 'voc99') == 2
+    known = 'imagenet, voc07, voc12, voc12det, cifar100'
+    assert capsys.readouterr().err == f"error: unknown data set 'voc99'; there are {known}\n"
 
 
-def test_tool_checks_cifar100_where_it_is_asked_to(tmp_path):
-    result = _run_tool('cifar100', '--data-root', tmp_path)
-    assert result.returncode == 2
-    assert f'no data root {tmp_path / "cifar-100-python"}' in result.stdout
+def test_tool_checks_cifar100_where_it_is_asked_to(run_tool, tmp_path, capsys):
+    assert run_tool('check_data.py', 'cifar100', '--data-root', tmp_path) == 2
+    assert f'no data root {tmp_path / "cifar-100-python"}' in capsys.readouterr().out
 
 
 def test_real_photos_pass(real_data):
-    assert check_voc07(real_data / VOC07, lists=('train', 'val')) == {'train': 500, 'val': 300}
-    assert check_voc12(real_data / VOC12, lists=('train', 'val')) == {'train': 240, 'val': 140}
+    assert check_detection(real_data / VOC07, lists=('train', 'val')) == {'train': 500, 'val': 300}
+    assert check_segmentation(real_data / VOC12, lists=('train', 'val')) == {'train': 240, 'val': 140}
 
 
 def test_palette_is_that_of_the_official_masks(real_data):

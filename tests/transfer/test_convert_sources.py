@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +14,6 @@ from sd_pretrain.safe_load import load_checkpoint
 from transfer.checkpoint_io import read_meta
 from transfer.convert import convert
 from transfer.sources import resolve
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -200,20 +195,11 @@ def test_unknown_names_list_near_ones(name, near):
         resolve(name)
 
 
-def test_tool_ends_with_one_line_and_code_2(tmp_path):
+def test_tool_ends_with_one_line_and_code_2(run_tool, tmp_path, capsys):
     ours({'conv1.weight': torch.zeros(1)}, tmp_path / 'x.pth')
     (tmp_path / 'x.pth').write_bytes((tmp_path / 'x.pth').read_bytes()[:-100])
-    command = [
-        sys.executable,
-        ROOT / 'tools/convert_checkpoint.py',
-        tmp_path / 'x.pth',
-        tmp_path / 'o',
-        '--to',
-        'timm',
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}
-    )
-    assert (done.returncode, done.stdout) == (2, '')
-    assert done.stderr.startswith(f'error: {tmp_path / "x.pth"} is truncated')
-    assert done.stderr.count('\n') == 1
+    assert run_tool('convert_checkpoint.py', tmp_path / 'x.pth', tmp_path / 'o', '--to', 'timm') == 2
+    said = capsys.readouterr()
+    assert said.out == ''
+    assert said.err.startswith(f'error: {tmp_path / "x.pth"} is truncated')
+    assert said.err.count('\n') == 1

@@ -11,8 +11,6 @@ from transfer.bootstrap import (
     Overlaps,
     resampled_ap,
     resampled_iou,
-    resampled_map,
-    resampled_miou,
 )
 from transfer.evidence import compare, compare_classes
 from transfer.predictions import save_predictions
@@ -45,7 +43,8 @@ def run(folder, name, task, seed, quality, images=IMAGES, stored=True):
     rng = np.random.default_rng([seed, *name.encode()])
     found = (detections if task == 'det' else overlaps)(rng, quality)
     once = np.ones((1, len(IMAGES)), np.float32)
-    value = resampled_map(found, once, '11points') if task == 'det' else resampled_miou(found, once)
+    values = resampled_ap(found, once, '11points') if task == 'det' else resampled_iou(found, once)
+    value = np.nanmean(values, axis=1)
     work_dir = folder / task / name / f'seed{seed}'
     work_dir.mkdir(parents=True)
     if stored:

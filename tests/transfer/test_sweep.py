@@ -151,17 +151,15 @@ def test_status_of_each_kind_of_run(tmp_path):
     assert 'does not parse' in status.read_status(folder / 'A/seed1', None, {}).note
 
 
-def test_status_tool(tmp_path):
-    tool = [sys.executable, 'tools/status.py']
-    environment = {**os.environ, 'PYTHONPATH': str(REPO), 'COLUMNS': '100'}
-    empty = subprocess.run([*tool, tmp_path], capture_output=True, text=True, env=environment)
-    assert empty.returncode == 2 and empty.stderr.startswith(f'error: no runs in {tmp_path}')
+def test_status_tool(run_tool, tmp_path, capsys):
+    assert run_tool('status.py', tmp_path) == 2
+    assert capsys.readouterr().err.startswith(f'error: no runs in {tmp_path}')
     work_dir = tmp_path / 'det_voc07' / 'BL' / 'seed0'
     work_dir.mkdir(parents=True)
     (work_dir / 'result.json').write_text('{"seconds": 3.0}')
-    said = subprocess.run([*tool, tmp_path, '--watch'], capture_output=True, text=True, env=environment)
-    assert said.returncode == 0, said.stderr
-    assert 'det_voc07' in said.stdout and 'BL seed 0' in said.stdout and '1 done, 0 running' in said.stdout
+    assert run_tool('status.py', tmp_path, '--watch') == 0
+    said = capsys.readouterr().out
+    assert 'det_voc07' in said and 'BL seed 0' in said and '1 done, 0 running' in said
 
 
 def test_what_slurm_is_asked_for():

@@ -282,5 +282,5 @@ def test_missing_or_broken_table5_file(tmp_path):
     with pytest.raises(InputError, match='no file'):
         load_table5(tmp_path / 'table5.json')
     (tmp_path / 'table5.json').write_text('[')
-    with pytest.raises(InputError, match='does not parse as JSON'):
+    with pytest.raises(InputError, match='does not parse'):
         load_table5(tmp_path / 'table5.json')

@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 
 from sd_pretrain.cli import InputError
 from transfer import check_data, finetune, runner
-from transfer.bootstrap import Detections, resampled_map
+from transfer.bootstrap import Detections, resampled_ap
 from transfer.checkpoint_io import sha256_of
 from transfer.evidence import compare
 from transfer.model_card import Facts, metafile, model_card, transfer_results
@@ -87,7 +87,7 @@ def work_dir(voc12det, backbone, tmp_path):
             folder = tmp_path / f'work/det_{dataset.name}' / name / 'seed0'
             folder.mkdir(parents=True)
             save_predictions(folder, run, [f'{dataset.name}_{number}' for number in range(12)])
-            values = [resampled_map(run, np.ones((1, 12)), mode)[0] for mode in ('11points', 'area')]
+            values = [np.nanmean(resampled_ap(run, np.ones((1, 12)), mode)) for mode in ('11points', 'area')]
             result = {
                 'name': name,
                 'task': 'det',

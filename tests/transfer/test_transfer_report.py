@@ -1,9 +1,6 @@
 """The report of a transfer work dir: commands and curves over several calls, costs, words for tasks."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +11,6 @@ from transfer.bootstrap import Detections
 from transfer.predictions import save_predictions
 from transfer.table import collect
 from transfer.transfer_report import costs, draw_samples, note_transfer, recall_curves, report_transfer
-
-REPO = Path(__file__).parents[2]
 
 
 def probe(name, seed, values, **more):
@@ -150,26 +145,22 @@ def test_the_verdicts_are_printed_before_anything_is_drawn(results, tmp_path, mo
     assert (tmp_path / 'transfer.json').is_file()
 
 
-def test_a_baseline_that_is_not_there_is_refused(tmp_path):
+def test_a_baseline_that_is_not_there_is_refused(run_tool, tmp_path, capsys):
     run = tmp_path / 'seg_voc12' / 'BL' / 'seed0'
     run.mkdir(parents=True)
     (run / 'result.json').write_text(json.dumps({'name': 'BL', 'task': 'seg', 'seed': 0, 'metrics': {}}))
-    tool = [sys.executable, 'tools/report.py', tmp_path, '--baseline', 'BK']
-    environment = {**os.environ, 'PYTHONPATH': str(REPO)}
-    said = subprocess.run(tool, cwd=REPO, capture_output=True, text=True, env=environment)
-    assert said.returncode == 2
-    assert said.stderr == "error: no results of the baseline 'BK'; there are BL\n"
+    assert run_tool('report.py', tmp_path, '--baseline', 'BK') == 2
+    assert capsys.readouterr().err == "error: no results of the baseline 'BK'; there are BL\n"
 
 
-def test_a_report_written_again_has_the_same_baseline(tmp_path):
+def test_a_report_written_again_has_the_same_baseline(run_tool, tmp_path):
     for name in ('NEW', 'OLD', 'BL', 'ALSO'):
         finished(tmp_path, name)
     assert next(iter(collect(tmp_path)))['name'] == 'BL', 'without a report'
     note_transfer(tmp_path, collect(tmp_path, first=['OLD', 'NEW']), [])
     assert [one['name'] for one in collect(tmp_path)] == ['OLD', 'NEW', 'BL', 'ALSO']
     assert [one['name'] for one in collect(tmp_path, first=['ALSO'])] == ['ALSO', 'OLD', 'NEW', 'BL']
-    tool = [sys.executable, 'tools/report.py', tmp_path]
-    subprocess.run(tool, cwd=REPO, env={**os.environ, 'PYTHONPATH': str(REPO)}, check=True)
+    assert run_tool('report.py', tmp_path) == 0
     assert json.loads((tmp_path / 'transfer.json').read_text())['backbones'][0]['name'] == 'OLD'
 
 
