@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
 
@@ -38,3 +39,10 @@ def require_gpu_bf16() -> None:
             f'--amp is bfloat16, which {torch.cuda.get_device_name()} lacks; run without --amp, or with '
             '--cfg-options optim_wrapper.type=AmpOptimWrapper (float16) instead'
         )
+
+
+def train_in_bf16(cfg: Config) -> None:
+    """Make a config train under bfloat16 autocast (``--amp``), in place, whatever it said of precision."""
+    for key in ('loss_scale', 'dtype', 'use_fp16'):
+        cfg.optim_wrapper.pop(key, None)
+    cfg.optim_wrapper.type = 'Bf16OptimWrapper'

@@ -24,6 +24,7 @@ _SUMS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 # What gives a tensor of its own, which the convolution that adds to it may overwrite.
 _FRESH_MODULES = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU)
+_FLOAT32 = (nn.Linear, nn.BatchNorm2d)
 _FRESH_FUNCTIONS = (*_SUMS, *_RELUS, F.pad, F.avg_pool2d, F.max_pool2d)
 
 
@@ -32,7 +33,8 @@ def fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Batch normalisation is folded in float32 (:func:`torch.fx.experimental.optimization.fuse`), then the
     weights are cast, once. Linear layers stay in float32: they are small, and logits rounded to bfloat16 have
-    ties that those of the network have not.
+    ties that those of the network have not. So does batch normalisation that nothing comes before that it
+    could be folded into: float16 ends at 65504, where a variance may not.
 
     Args:
         network: float32; it is copied and left as it is.
@@ -46,11 +48,19 @@ def fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     plain = copy.deepcopy(network).eval()
     use_plain_convolutions(plain)
+    for one in plain.modules():
+        if type(one) is nn.SyncBatchNorm:  # the same in evaluation mode
+            one.__class__ = nn.BatchNorm2d
     try:
         graph = fuse(plain, inplace=True)
     except Exception as error:  # whatever the network's forward does when it is given no tensor
         raise ValueError(f'it cannot be traced: {error}') from error
-    graph.requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
+    graph.requires_grad_(False).to(memory_format=torch.channels_last)
+    for one in graph.modules():
+        if type(one) not in _FLOAT32:
+            one._apply(
+                lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, recurse=False
+            )
     _drop_identities(graph)
     calls = Counter(node.target for node in graph.graph.nodes if node.op == 'call_module')
     for node in list(graph.graph.nodes):

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sd_pretrain.bfloat16 import train_in_bf16
 from sd_pretrain.checkpoint import check_fits, check_optimizer, read_checkpoint
 from sd_pretrain.cifar_files import ensure_cifar100
 from sd_pretrain.cli import InputError, read_config, set_data_root, split_total_batch
@@ -58,7 +59,7 @@ def load_config(
         set_data_root(cfg, root)
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs') / path.stem)
     if amp:
-        cfg.optim_wrapper.type = 'Bf16OptimWrapper'
+        train_in_bf16(cfg)
     if compile:
         cfg.model.compile = True
     return cfg

@@ -69,6 +69,11 @@ def config_arch(cfg: Any) -> str:
             f'the backbone of {name} is a {kind}: a ResNet is needed (ResNetV1c and V1d have another stem, '
             'which would stay random)'
         )
+    other = [one for one in ('deep_stem', 'avg_down') if backbone.get(one)]
+    if other:
+        raise InputError(
+            f"the backbone of {name} has {other[0]}=True, which the checkpoint's network has not"
+        )
     for place in PLACES:
         style = (_part(cfg, place) or {}).get('style', 'pytorch')
         if style != 'pytorch':

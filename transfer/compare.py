@@ -233,4 +233,5 @@ def _as_json(line: Line) -> dict[str, Any]:
 
 def _latex(cell: str) -> str:
     escaped = re.sub(r'([&%$#_{}])', r'\\\1', cell.replace('\\', r'\textbackslash '))
+    escaped = escaped.replace('~', r'\textasciitilde ').replace('^', r'\textasciicircum ')
     return re.sub(r'^\+|(?<=[\[ ])\+', '$+$', re.sub(r'^-(?=\d)|(?<=[\[ ])-(?=\d)', '$-$', escaped))

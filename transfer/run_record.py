@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from sd_pretrain.bfloat16 import train_in_bf16
 from sd_pretrain.cli import InputError, read_config
 from sd_pretrain.launch import is_main_process
 from sd_pretrain.vis_backends import check_vis_backends
@@ -46,9 +47,7 @@ def load_config(
     if amp and 'optim_wrapper' not in cfg:
         raise InputError(f'{path} trains no network: run without --amp')
     if amp:
-        for key in ('loss_scale', 'dtype', 'use_fp16'):
-            cfg.optim_wrapper.pop(key, None)
-        cfg.optim_wrapper.type = 'Bf16OptimWrapper'
+        train_in_bf16(cfg)
     return cfg
 
 

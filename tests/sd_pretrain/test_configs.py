@@ -74,3 +74,9 @@ def test_print_config_fills_in_the_bases(run_tool, capsys):
 def test_options_that_are_not_key_and_value(run_tool, tool, option, capsys):
     assert run_tool(tool, CONFIGS / 'sd_r18_imagenet.py', '--cfg-options', 'a=1', option) == 2
     assert f'error: --cfg-options a=1 {option}: KEY=VALUE' in capsys.readouterr().err
+
+
+def test_amp_replaces_a_loss_scaling_wrapper():
+    scaling = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': 'dynamic'}
+    wrapper = load_config(CONFIGS / 'demo/sd_r18_demo.py', options=scaling, amp=True).optim_wrapper
+    assert wrapper.type == 'Bf16OptimWrapper' and 'loss_scale' not in wrapper

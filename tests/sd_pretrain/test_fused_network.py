@@ -53,11 +53,15 @@ def test_it_computes_what_the_network_computes(name, size):
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize('sync', [False, True])
 @pytest.mark.parametrize('name', ['resnet18', 'resnet152', 'cifar_resnet20'])
-def test_nothing_but_convolutions_is_left_of_a_residual_block(name):
-    fused = fused_network(build(name), torch.float32)
+def test_nothing_but_convolutions_is_left_of_a_residual_block(name, sync):
+    network = build(name)
+    fused = fused_network(
+        nn.SyncBatchNorm.convert_sync_batchnorm(network) if sync else network, torch.float32
+    )
     kinds = [type(module) for module in fused.modules() if not list(module.children())]
-    assert nn.BatchNorm2d not in kinds
+    assert not {nn.BatchNorm2d, nn.SyncBatchNorm} & set(kinds)
     assert nn.Conv2d not in kinds
     calls = [fused.get_submodule(node.target) for node in fused.graph.nodes if node.op == 'call_module']
     convolutions = [call for call in calls if isinstance(call, FusedConv2d)]
@@ -115,6 +119,14 @@ def test_what_is_wanted_later_is_not_overwritten(form):
         found = fused_network(network, torch.float32)(x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(x, before)
+
+
+def test_statistics_that_cannot_be_folded_may_leave_the_range_of_float16():
+    network = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)).eval()
+    network[1].running_var.fill_(1e6)
+    images = 5000 * torch.rand(2, 3, 4, 4)
+    found = fused_network(network, torch.float16)(images.half())
+    torch.testing.assert_close(found.float(), network(images).detach(), rtol=1e-2, atol=1e-2)
 
 
 def test_a_convolution_that_is_called_twice_is_refused():

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,8 @@ def test_every_format_has_the_numbers(tmp_path):
     assert write(lines, 'markdown').splitlines()[2].startswith('| pascal_voc/mAP | B_L | 2 | 0.7100 |')
     latex = write(lines, 'latex')
     assert r'pascal\_voc/mAP & B\_L & 2 & 0.7100' in latex and r'\midrule' in latex and '$+$0.0350' in latex
+    odd = write([replace(lines[0], name='a^2~b')], 'latex')
+    assert r'a\textasciicircum 2\textasciitilde b' in odd
     assert '<td>0.7450</td>' in write(lines, 'html')
     assert '0.7450' in write(lines, 'terminal')
 
