@@ -9,7 +9,8 @@ from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import BaseLoop
 from torch.utils.data import Sampler
 
-VAL_BATCH = 8
+from transfer.speed import val_batch
+
 # Images of one size are of one size after these.
 _PIPELINE = {'LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs'}
 
@@ -68,7 +69,7 @@ def batch_evaluation(cfg: Config) -> None:
         and {one['type'] for one in loader.dataset.get('pipeline', [])} <= _PIPELINE
         and all(metric['type'] == 'ExactVOCMetric' for metric in metrics)
     ):
-        loader.batch_size = VAL_BATCH
+        loader.batch_size = val_batch()
         loader.batch_sampler = dict(type='SameSizeBatchSampler')
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from sd_pretrain.cli import InputError
 from transfer.image_cache import ImageStore
-
-VAL_BATCH = 8
+from transfer.speed import val_batch
 
 
 class CachedLoadMasks(LoadAnnotations):
@@ -138,7 +137,8 @@ def batch_evaluation(model: nn.Module, loader: dict) -> int:
     preprocessor = getattr(model, 'data_preprocessor', None)
     test = getattr(preprocessor, 'test_cfg', None) or {}
     whole = (getattr(model, 'test_cfg', None) or {}).get('mode') == 'whole'
-    if type(preprocessor) is SegDataPreProcessor and whole and test.get('size') and loader['batch_size'] == 1:
+    if type(preprocessor) is SegDataPreProcessor and whole and test.get('size'):
         preprocessor.__class__ = PaddedSegDataPreProcessor
-        loader['batch_size'] = VAL_BATCH
+        if loader['batch_size'] == 1:
+            loader['batch_size'] = val_batch()
     return loader['batch_size']

@@ -34,6 +34,11 @@ def check_amp(amp: bool) -> None:
         )
 
 
+def val_batch() -> int:
+    """Test images of a batch where a config has them one by one: on a CPU large ones are slower together."""
+    return 8 if torch.cuda.is_available() else 1
+
+
 def prepare_model(model: nn.Module, bfloat16: bool = False) -> nn.Module:
     """Make a built detector or segmentor ready for a GPU or CPU, before DDP wraps it; keys stay.
 

@@ -68,10 +68,12 @@ def detector_config():
     return cfg
 
 
-def test_the_full_size_config_is_evaluated_in_batches():
+@pytest.mark.parametrize('gpu', [True, False])
+def test_the_full_size_config_is_evaluated_in_batches_on_a_gpu(gpu, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: gpu)
     cfg = detector_config()
     batch_evaluation(cfg)
-    assert cfg.val_dataloader.batch_size == 8
+    assert cfg.val_dataloader.batch_size == (8 if gpu else 1)
     assert cfg.val_dataloader.batch_sampler == dict(type='SameSizeBatchSampler')
 
 
@@ -98,7 +100,7 @@ def test_predictions_are_those_of_single_images_in_the_order_of_the_list(data_ro
     config = 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py'
     options = ['total_batch_size=2', 'train_cfg.max_epochs=1', 'val_dataloader.batch_size=1']
     batches, found = [], []
-    monkeypatch.setattr(det_speed, 'VAL_BATCH', 3)
+    monkeypatch.setattr(det_speed, 'val_batch', lambda: 3)
     for name in ('batches', 'single'):
         if name == 'single':
             monkeypatch.setattr(det_speed, 'batch_evaluation', lambda cfg: None)
@@ -123,7 +125,8 @@ def test_two_processes_put_their_images_in_the_order_of_the_list(data_root, tmp_
         *[sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'],
         *['-m', 'transfer.finetune', 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py', '--backbone', 'none'],
         *['--work-dir', str(tmp_path), '--data-root', str(data_root), '--launcher', 'pytorch'],
-        *['--cfg-options', 'total_batch_size=4', 'train_cfg.max_epochs=1', 'val_dataloader.batch_size=1'],
+        *['--cfg-options', 'total_batch_size=4', 'train_cfg.max_epochs=1', 'val_dataloader.batch_size=3'],
+        'val_dataloader.batch_sampler.type=SameSizeBatchSampler',
     ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-2000:]

@@ -36,6 +36,11 @@ LOSSES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope('mmseg')
+
+
 def head(**settings):
     plain = dict(num_convs=1, dropout_ratio=0, align_corners=False)
     settings = dict(in_channels=6, channels=5, num_classes=4) | plain | settings
@@ -99,7 +104,6 @@ def test_loss_accuracy_and_gradients_are_those_of_mmseg(losses):
 
 @pytest.mark.parametrize('device', DEVICES)
 def test_nothing_is_read_back(device):
-    init_default_scope('mmseg')
     cfg = Config.fromfile(DEMO).model.decode_head
     cfg.norm_cfg.type = 'BN'
     model = nn.ModuleDict({'decode_head': MODELS.build(cfg)}).to(device).train()
