@@ -215,4 +215,7 @@ def verdict(name: str, metric: str, interval: Interval | None, seedless: bool = 
             text += '; so small a difference cannot be resolved on these test images, by any number of runs'
         else:
             text += f'; about {needed} runs each would resolve a true {100 * interval.value:+.1f}'
+            few = runs_needed(interval.value, interval)
+            if few is not None and needed > 2 * few:
+                text += f', with many more test images about {few}'
     return Verdict(kind, text)

@@ -116,6 +116,17 @@ def test_verdicts_in_words():
     assert said.text.endswith(f'5+5 runs; about {needed} runs each would resolve a true +0.3')
 
 
+def test_a_verdict_says_where_more_test_images_would_save_runs():
+    pilot = interval(0.01, 0.008, df=4.0, counts=(3, 3))
+    some_images = replace(pilot, image_error=0.00355)
+    needed, few = runs_needed(0.01, some_images, some_images.image_error), runs_needed(0.01, pilot)
+    assert needed > 10 * few
+    assert verdict('SD', 'mAP', some_images).text.endswith(
+        f'about {needed} runs each would resolve a true +1.0, with many more test images about {few}'
+    )
+    assert 'more test images' not in verdict('SD', 'mAP', replace(pilot, image_error=0.0001)).text
+
+
 def test_verdicts_that_more_runs_would_not_change():
     few_images = interval(0.003, 0.0001, image_error=0.01)
     for one in (few_images, interval(0.0, 0.001)):
