@@ -82,3 +82,20 @@ def jobs_here(run_tool):
             yield started
 
     return run
+
+
+@pytest.fixture
+def refused(run_tool, tiny_config, image_folder, tmp_path, capfd):
+    """Run a tool that must refuse; gives the one line that it says."""
+
+    def run(*arguments, tool='train.py', work_dir=tmp_path / 'new', data_root=image_folder):
+        capfd.readouterr()
+        places = ['--work-dir', work_dir, '--data-root', data_root]
+        assert run_tool(tool, *(arguments or [tiny_config]), *places) == 2
+        errors = capfd.readouterr().err
+        assert 'Traceback' not in errors
+        lines = [line for line in errors.splitlines() if line.startswith('error: ')]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
