@@ -24,8 +24,9 @@ _SUMS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 # What gives a tensor of its own, which the convolution that adds to it may overwrite.
 _FRESH_MODULES = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU)
-_FLOAT32 = (nn.Linear, nn.BatchNorm2d)
 _FRESH_FUNCTIONS = (*_SUMS, *_RELUS, F.pad, F.avg_pool2d, F.max_pool2d)
+# What keeps its numbers in float32.
+_FLOAT32 = (nn.Linear, nn.BatchNorm2d)
 
 
 def fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -57,10 +58,10 @@ def fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         raise ValueError(f'it cannot be traced: {error}') from error
     graph.requires_grad_(False).to(memory_format=torch.channels_last)
     for one in graph.modules():
-        if type(one) not in _FLOAT32:
-            one._apply(
-                lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, recurse=False
-            )
+        kind = torch.float32 if type(one) in _FLOAT32 else dtype
+        for tensor in (*one.parameters(recurse=False), *one.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(kind)
     _drop_identities(graph)
     calls = Counter(node.target for node in graph.graph.nodes if node.op == 'call_module')
     for node in list(graph.graph.nodes):
@@ -158,7 +159,7 @@ class _Float32Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.linear = linear.float()
+        self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.float())

@@ -77,7 +77,7 @@ class FinetuneRunner(Runner):
         if self.cfg.get('task') == 'seg':
             from transfer.seg_speed import loss_on_device
 
-            loss_on_device(model)
+            self.logger.info(f'loss without waiting: {", ".join(loss_on_device(model)) or "none"}')
         bfloat16 = self.cfg.optim_wrapper.type == 'Bf16OptimWrapper'
         return super().wrap_model(model_wrapper_cfg, prepare_model(model, bfloat16))
 

@@ -59,7 +59,7 @@ class PaddedSegDataPreProcessor(SegDataPreProcessor):
 class _LossOnDevice:
     """Mixed into a head: the loss and the accuracy of ``BaseDecodeHead``, computed without waiting for a GPU.
 
-    mmseg reads the number of labelled pixels back, twice, and sorts the classes of each pixel.
+    mmseg reads the number of labelled pixels, chooses them by a mask twice, and sorts each pixel's classes.
     """
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
