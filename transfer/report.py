@@ -21,7 +21,7 @@ from transfer.charts import class_chart, confusion_chart, curve_charts, forest_c
 from transfer.confusion import most_confused
 from transfer.samples import Sample
 from transfer.table5_json import table5_rows, validate_table5
-from transfer.tasks import DATASETS, TASKS, all_metrics
+from transfer.tasks import DATASETS, TASKS, all_metrics, detailed
 
 if TYPE_CHECKING:
     from transfer.transfer_report import Confusion
@@ -65,6 +65,7 @@ def write_report(
     validate_table5(table5)
     read = {name: read_curves(work_dir) for name, work_dir in (curves or {}).items() if has_log(work_dir)}
     rows = table5_rows(table5)
+    headings = _headings(table5)
     # Beside demo numbers the paper's stand for reference, and the page says so.
     beside_paper = table5.get('papers_setting', False) or (
         table5['data'] == 'demo' and any(metric in table.PAPER['BL'] for row in rows for metric in row.values)
@@ -86,10 +87,11 @@ def write_report(
             seeds=sorted({seed for row in rows for runs in row.values.values() for seed in runs}),
             charts=_curve_figures([row.name for row in rows], read),
             classes=_class_figures(table5),
+            headings=headings,
             recall=Markup(recall_chart('recall', recall)) if recall else None,
             samples=_sample_figures(samples or {}),
             no_samples={task: some for task, some in (samples or {}).items() if isinstance(some, str)},
-            confusions=_confusion_figures(confusions),
+            confusions=_confusion_figures(confusions, headings),
             costs=costs,
             backbones=table5['backbones'],
             stages=table5['stages'],
@@ -213,10 +215,24 @@ def _class_figures(table5: Mapping[str, Any]) -> list[dict[str, Any]]:
     return figures
 
 
-def _confusion_figures(confusions: Sequence[Confusion]) -> list[dict[str, Any]]:
+def _headings(table5: Mapping[str, Any]) -> dict[str, str]:
+    """By task what its precision, confusion and samples are of: they are shown for one data set."""
+    headings = {}
+    for task in TASKS:
+        names = [
+            name
+            for (of, name), dataset in DATASETS.items()
+            if of == task and any(one.get(dataset.key) for one in table5['backbones'])
+        ]
+        dataset = detailed(task, names)
+        headings[task] = dataset.heading if dataset else TASKS[task].word.capitalize()
+    return headings
+
+
+def _confusion_figures(confusions: Sequence[Confusion], headings: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
         {
-            'title': f'{one.name}, {TASKS[one.task].word}',
+            'title': f'{one.name}: {headings[one.task]}',
             'svg': Markup(confusion_chart(f'confusion-{index}', one.counts, one.classes)),
             'text': '; '.join(
                 f'{truth} as {said} {share:.0%}'

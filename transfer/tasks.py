@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -203,6 +203,11 @@ TABLE5 = (('det', 'voc07'), ('seg', 'voc12'))
 def all_metrics() -> dict[str, Metric]:
     """The metrics of all data sets by name, in the order of their columns."""
     return {one.name: one for dataset in DATASETS.values() for one in dataset.metrics}
+
+
+def detailed(task: str, names: Collection[str]) -> Dataset | None:
+    """The first of ``names``: the data set of a task that a report shows precision and samples of."""
+    return next((one for one in DATASETS.values() if one.task == task and one.name in names), None)
 
 
 def metrics_of(task: str, dataset: str) -> tuple[Metric, ...]:

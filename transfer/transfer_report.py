@@ -20,6 +20,7 @@ from transfer.provenance import collect_provenance
 from transfer.report import write_report
 from transfer.table import NOTED, on_demo_data
 from transfer.table5_json import build_table5
+from transfer.tasks import detailed
 
 
 @dataclass(frozen=True)
@@ -215,4 +216,5 @@ def quiet(log: Path) -> Iterator[None]:
 
 def _first_dataset(results: Sequence[Mapping[str, Any]], task: str) -> list[Mapping[str, Any]]:
     mine = [one for one in results if one['task'] == task]
-    return [one for one in mine if one.get('dataset') == mine[0].get('dataset')]
+    dataset = detailed(task, {one.get('dataset') for one in mine})
+    return [one for one in mine if dataset is None or one.get('dataset') == dataset.name]

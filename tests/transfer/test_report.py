@@ -16,6 +16,7 @@ from transfer.provenance import collect_provenance
 from transfer.report import duration, resolved_classes, write_report
 from transfer.samples import Panel, Sample, choose
 from transfer.table5_json import build_table5
+from transfer.transfer_report import Confusion
 
 ITERATIONS = 4  # in an epoch
 
@@ -286,6 +287,33 @@ def test_report_says_what_its_numbers_are(table5, tmp_path):
     text = ' '.join(html.unescape(text).split())
     assert "with each image's F1 of all boxes with a score of 0.3 or more, the mean over" in text
     assert 'at most 8 of an image; difficult objects, which do not count, are dashed' in text
+
+
+@pytest.mark.parametrize(
+    ('metrics', 'heading'),
+    [
+        ('mAP_area_voc0712 mAP_11point_voc0712 mAP_area mAP_11point', 'Detection, VOC2007'),
+        ('mAP_area_voc0712 mAP_11point_voc0712', 'Detection, VOC2007 after VOC07+12'),
+    ],
+)
+def test_sections_of_one_data_set_name_it(metrics, heading, tmp_path):
+    results = [
+        result(name, 'det', 0, {metric: 0.5}, {'dog': 0.5})
+        for name in ('BL', 'SD')
+        for metric in metrics.split()
+    ]
+    panels = tuple(Panel(title, Image.new('RGB', (8, 8)), title) for title in ('truth', 'BL', 'SD'))
+    path = write_report(
+        build_table5(results, data='real', stages=[]),
+        tmp_path / 'report.html',
+        samples={'det': [Sample('000001', panels, 'F1: BL 0.50, SD 1.00')], 'seg': 'There are no pictures.'},
+        recall={'BL': {'dog': np.ones(3)}},
+        confusions=[Confusion('det', 'BL', np.eye(2, dtype=int), ['dog', 'nothing'])],
+    )
+    text = path.read_text()
+    assert f'<h3>{heading}</h3>' in text and '<h3>Segmentation</h3>' in text
+    assert f'<p class="lead">{heading}, at an overlap of 0.5' in text
+    assert f'<strong>BL: {heading}</strong>; most often' in text
 
 
 def test_report_of_probes_alone_does_not_speak_of_fine_tuning(tmp_path):

@@ -104,7 +104,8 @@ def test_recall_curves_have_the_names_of_the_configs_own_classes(tmp_path):
         np.array([0, 1]), np.array([0, 2]), np.array([0.9, 0.8]), np.array([True, True]), boxes
     )
     save_predictions(one['work_dir'], found, ['000001', '000002'])
-    curves = recall_curves([one])['BL']
+    of_other_images = one | {'dataset': 'voc0712', 'work_dir': str(tmp_path)}  # without predictions
+    curves = recall_curves([of_other_images, one])['BL']
     assert {name: curve.mean().round(2) for name, curve in curves.items()} == {'person': 1.0, 'cat': 0.5}
 
 
