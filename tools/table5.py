@@ -20,7 +20,10 @@ def main() -> None:
     )
     parser.add_argument('--gpus', type=int, default=1, help='GPUs of one run')
     parser.add_argument(
-        '--arch', default='r152', choices=('r18', 'r50', 'r101', 'r152'), help='on real data; default: r152'
+        '--arch',
+        default='r152',
+        choices=('r18', 'r34', 'r50', 'r101', 'r152'),
+        help='on real data; default: r152',
     )
     parser.add_argument('--seeds', default='1', help='of the fine-tunings: how many (3), or which (0,1,7)')
     parser.add_argument('--scratch', action='store_true', help='add fine-tunings from random weights')

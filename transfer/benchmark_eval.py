@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--depth',
         type=int,
-        choices=(18, 50, 101, 152),
+        choices=(18, 34, 50, 101, 152),
         help='of the fine-tuned ResNets, in the full-size configs (default: 101 on a GPU, the demo on a CPU)',
     )
     parser.add_argument(

@@ -39,7 +39,7 @@ class Table5:
         work_dir: where the table, the report and the fine-tunings go; on the demo data the pretrainings too.
         data_root: folder of ``ILSVRC2012`` and ``VOCdevkit``; ``None`` means the embedded demo data.
         demo_data: where the demo data is, or is made.
-        arch: ``'r18'``, ``'r50'``, ``'r101'`` or ``'r152'`` on real data; the demo has ``'r18'``.
+        arch: ``'r18'`` to ``'r152'`` on real data; the demo has ``'r18'``.
         gpus: GPUs of one run; 1 runs on the CPU where there is none.
         seeds: seeds of the fine-tunings.
         parallel: runs side by side.

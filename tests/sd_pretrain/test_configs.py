@@ -9,9 +9,9 @@ from mmengine.registry import MODELS
 from sd_pretrain.prepare import load_config, mini_generations
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-LEAVES = [f'{a}_r{d}_imagenet.py' for a in ('bl', 'se', 'sd') for d in (18, 50, 101, 152)]
+LEAVES = [f'{a}_r{d}_imagenet.py' for a in ('bl', 'se', 'sd') for d in (18, 34, 50, 101, 152)]
 DEMO = [f'demo/{a}_r18_demo.py' for a in ('bl', 'se', 'sd')]
-LAYERS = {'r18': 62, 'r50': 161, 'r101': 314, 'r152': 467}
+LAYERS = {'r18': 62, 'r34': 110, 'r50': 161, 'r101': 314, 'r152': 467}
 
 
 @pytest.mark.parametrize('name', LEAVES + DEMO)

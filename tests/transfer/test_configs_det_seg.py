@@ -33,7 +33,7 @@ def build(cfg, device='meta'):
 
 def test_every_task_and_depth_has_its_leaf():
     names = {path.name for path in LEAVES}
-    for depth in (18, 50, 101, 152):
+    for depth in (18, 34, 50, 101, 152):
         assert f'faster-rcnn_r{depth}-c4_8xb2_voc07.py' in names
         assert f'faster-rcnn_r{depth}-fpn_8xb2_voc07.py' in names
         assert f'faster-rcnn_r{depth}-c4_8xb2_voc0712.py' in names
@@ -76,8 +76,9 @@ def test_leaf_is_what_its_name_says_and_all_it_needs_of_this_project_is_its_head
         'seg/deeplabv3_r18-d16-syncbn_8xb1_voc12aug',
     ],
 )
-def test_heads_fit_the_backbone_of_resnet18(stem):
-    cfg = Config.fromfile(REPO / f'configs/{stem}.py')
+@pytest.mark.parametrize('arch', ['r18', 'r34'])
+def test_heads_fit_the_backbone_of_basic_blocks(stem, arch):
+    cfg = Config.fromfile(REPO / f'configs/{stem.replace("r18", arch)}.py')
     put_into(cfg, read_backbone('none'))
     model = build(cfg, 'cpu').eval()
     with torch.no_grad():

@@ -168,7 +168,7 @@ def test_entries_have_names_of_their_own_and_configs_that_name_them(voc12det):
     assert len({one.title for one in all_metrics().values()}) == len(all_metrics())
     for (task, name), one in DATASETS.items():
         assert task in TASKS
-        depths = (18,) if one is voc12det else (18, 50, 101, 152)
+        depths = (18,) if one is voc12det else (18, 34, 50, 101, 152)
         for config in (one.demo_config, *(one.config.format(depth=depth) for depth in depths)):
             cfg = load_config(REPO / config)
             assert (cfg.task, cfg.dataset) == (task, name)

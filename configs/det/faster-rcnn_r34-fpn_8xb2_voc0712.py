@@ -1,0 +1,3 @@
+_base_ = ['./faster-rcnn_r18-fpn_8xb2_voc0712.py']
+
+model = dict(backbone=dict(depth=34, init_cfg=dict(checkpoint='torchvision://resnet34')))
