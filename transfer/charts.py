@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context, rcParams
+from matplotlib.artist import Artist
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
@@ -92,7 +93,7 @@ def _line_chart(
         axes.set_xlabel('epoch')
         axes.set_ylabel(label)
         axes.set_xlim(left=0)
-        _legend(figure, handlelength=2.6)
+        add_legend(figure, handlelength=2.6)
         return _svg(figure, slug)
 
 
@@ -130,7 +131,7 @@ def class_chart(slug: str, per_class: Mapping[str, Mapping[str, float]], label: 
         axes.set_ylim(len(classes) - 0.4, -0.6)
         axes.tick_params(axis='y', length=0)
         axes.set_xlabel(label)
-        _legend(figure, handlelength=1.2)
+        add_legend(figure, handlelength=1.2)
         return _svg(figure, slug)
 
 
@@ -186,7 +187,7 @@ def recall_chart(slug: str, curves: Mapping[str, Mapping[str, np.ndarray]]) -> s
             axes.set_ylim(0, 103)
         figure.supxlabel('recall (%)')
         figure.supylabel('precision (%)')
-        _legend(figure, handlelength=2.6)
+        add_legend(figure, handlelength=2.6)
         return _svg(figure, slug)
 
 
@@ -229,15 +230,23 @@ def _style(index: int) -> object:
     return _STYLES[(index + index // len(_SERIES)) % len(_STYLES)]
 
 
-def _legend(figure: Figure, handlelength: float) -> None:
-    """A legend above the charts, in as many columns as there is room for, and room for its rows."""
-    names = [str(name) for axes in figure.axes for name in axes.get_legend_handles_labels()[1]]
+def add_legend(figure: Figure, handlelength: float, handles: Sequence[Artist] | None = None) -> None:
+    """A legend above the charts, in as many columns as there is room for, and room for its rows.
+
+    Args:
+        figure: with constrained layout.
+        handlelength: of its entries, in units of the font's size.
+        handles: its entries; default: all that has a label.
+    """
+    if handles is None:
+        handles = [one for axes in figure.axes for one in axes.get_legend_handles_labels()[0]]
+    names = [str(one.get_label()) for one in handles]
     # In inches: a letter is about 0.6 of the font's size wide; room for the handle and between columns.
     letter = 0.6 * rcParams['font.size'] / 72
     column = letter * max(map(len, names), default=1) + 0.9
     ncols = max(1, min(4, int(figure.get_figwidth() / column)))
     figure.set_figheight(figure.get_figheight() + 0.25 * (-(-len(names) // ncols) - 1))
-    figure.legend(loc='outside upper left', ncols=ncols, handlelength=handlelength)
+    figure.legend(handles=handles, loc='outside upper left', ncols=ncols, handlelength=handlelength)
 
 
 def _svg(figure: Figure, slug: str) -> str:

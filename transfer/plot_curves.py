@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.curves import Curves, read_curves
+from transfer.charts import add_legend
 
 # The series of the report, in its light colours.
 COLOURS = ('#0072b2', '#d55e00', '#6b7280', '#00795a', '#a0458a', '#7a6200')
@@ -94,7 +95,7 @@ def plot_errors(curves: Mapping[str, Curves], out: str | Path, max_error: float 
         rates.set_ylim(bottom=0)
         rates.set_xlabel('epoch')
         rates.set_xlim(left=0)
-        figure.legend(handles=entries, loc='outside upper left', ncols=6, handlelength=2.4)
+        add_legend(figure, handlelength=2.4, handles=entries)
         files = [out.with_name(out.name + suffix) for suffix in ('.png', '.svg')]
         figure.savefig(files[0], dpi=160)
         figure.savefig(files[1], metadata={'Date': None})

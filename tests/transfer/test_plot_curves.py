@@ -88,6 +88,16 @@ def test_a_boundary_has_the_colour_of_its_run_unless_several_share_it(tmp_path):
     assert sorted(found) == sorted([COLOURS[0], COLOURS[1], '#1d2126'] * 2)
 
 
+@pytest.mark.parametrize('count', [3, 8])
+def test_the_names_of_many_runs_have_room(count, tmp_path):
+    curves = read_curves(write_log(tmp_path / 'run'))
+    png, _ = plot_errors(
+        {f'sd_resnet{number:03d}_imagenet': curves for number in range(count)}, tmp_path / 'a'
+    )
+    with Image.open(png) as image:
+        assert (np.asarray(image.convert('L'))[:, -3:] == 255).all()  # nothing is cut at the edge
+
+
 def test_runs_without_training_errors_still_have_a_figure(tmp_path):
     curves = read_runs([str(write_log(tmp_path / 'old', train=False))])
     files = plot_errors(curves, tmp_path / 'old.png')
