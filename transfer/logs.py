@@ -18,7 +18,7 @@ from sd_pretrain.cli import InputError
 _NO_METRIC = {'step', 'epoch', 'iter', 'time', 'data_time', 'memory', 'lr', 'base_lr', 'loss', 'momentum'}
 _TRAINING = re.compile(r'\bIter\(train\) *\[ *(?P<step>\d+)/\d+\]')
 _EVALUATION = re.compile(
-    r'\b(?:Epoch|Iter)\((?:val|test)\) *(?:\[ *(?P<step>\d+)\])? *\[ *\d+/\d+\](?P<rest>.*)'
+    r'\b(?:Epoch|Iter)\((?P<part>val|test)\) *(?:\[ *(?P<step>\d+)\])? *\[ *\d+/\d+\](?P<rest>.*)'
 )
 
 
@@ -65,7 +65,7 @@ def read_run(work_dir: str | Path) -> LoggedRun:
     texts = sorted([*work_dir.glob('*.log'), *work_dir.glob('*/*.log')])
     texts = [path for path in texts if path.name != 'stdout.log'] or texts
     metrics: dict[str, float] = {}
-    evaluated_at = None
+    evaluated_at, part = None, 'val'  # mmengine writes no scalars of a test
     for path in scalars:
         found, step = _last_of_scalars(path)
         metrics |= found
@@ -73,8 +73,9 @@ def read_run(work_dir: str | Path) -> LoggedRun:
     # A half-written or foreign scalars.json may have no evaluation; the text has the rounded values.
     if not metrics:
         for path in texts:
-            found, step = _last_of_text(path)
+            found, step, last = _last_of_text(path)
             metrics |= found
+            part = last or part
             evaluated_at = step or evaluated_at
     if not scalars and not texts:
         raise InputError(
@@ -86,7 +87,7 @@ def read_run(work_dir: str | Path) -> LoggedRun:
     planned, lag = _planned(cfg)
     if planned and evaluated_at and planned - lag <= evaluated_at:
         evaluated_at = planned
-    return LoggedRun(work_dir, metrics, _tested_on(cfg), evaluated_at, planned)
+    return LoggedRun(work_dir, metrics, _tested_on(cfg, part), evaluated_at, planned)
 
 
 def _last_of_scalars(path: Path) -> tuple[dict[str, float], int]:
@@ -119,9 +120,11 @@ def _last_of_scalars(path: Path) -> tuple[dict[str, float], int]:
     return last, step
 
 
-def _last_of_text(path: Path) -> tuple[dict[str, float], int]:
+def _last_of_text(path: Path) -> tuple[dict[str, float], int, str]:
+    """As :func:`_last_of_scalars`, and whether it was ``'val'`` or ``'test'`` (``''`` without any)."""
     last: dict[str, float] = {}
     step = trained = 0
+    part = ''
     for line in path.read_text(errors='replace').splitlines():
         if training := _TRAINING.search(line):
             trained = int(training['step'])
@@ -129,8 +132,8 @@ def _last_of_text(path: Path) -> tuple[dict[str, float], int]:
         found = dict(_values(match['rest'])) if match else {}
         if found:
             last |= found
-            step = int(match['step'] or trained)
-    return last, step
+            step, part = int(match['step'] or trained), match['part']
+    return last, step, part
 
 
 def _values(text: str) -> Iterator[tuple[str, float]]:
@@ -166,16 +169,20 @@ def _planned(cfg: Config | None) -> tuple[int | None, int]:
     return train['max_iters'], logger.get('interval', 10) - 1
 
 
-def _tested_on(cfg: Config | None) -> dict[str, Any]:
-    """What a config says of the test images and the metrics."""
+def _tested_on(cfg: Config | None, part: str) -> dict[str, Any]:
+    """What a config says of the test images and the metrics of its ``'val'`` or ``'test'``."""
     if cfg is None:
         return {}
-    dataset = (cfg.get('val_dataloader') or cfg.get('test_dataloader')).dataset
+    loader, evaluator = (
+        cfg.get(f'{part}_{what}') or cfg.get(f'val_{what}') or cfg.get(f'test_{what}')
+        for what in ('dataloader', 'evaluator')
+    )
+    dataset = loader.dataset
     return {
         'dataset': dataset.get('type'),
         # Without a list of images it is all of a folder.
         'image list': dataset.get('ann_file') or dataset.get('data_prefix') or dataset.get('split') or '',
-        'evaluation': _evaluators(cfg.get('val_evaluator') or cfg.get('test_evaluator')),
+        'evaluation': _evaluators(evaluator),
     }
 
 

@@ -168,6 +168,19 @@ def test_runs_that_were_tested_differently_are_refused(tmp_path, change, message
         compare_runs(groups)
 
 
+def test_a_test_by_itself_was_tested_on_the_test_images(tmp_path):
+    runs = [leave(tmp_path / name, [0.5], text=True) for name in 'ab']
+    for run in runs:
+        (log,) = run.glob('*/*.log')
+        log.write_text(log.read_text().replace('Epoch(val) [1]', 'Epoch(test) '))
+        config = run / 'config.py'
+        test = config.read_text().replace('val_', 'test_').replace('test.txt', f'{run.name}.txt')
+        config.write_text(config.read_text() + test)
+    assert read_run(runs[0]).metrics['pascal_voc/mAP'] == 0.5
+    with pytest.raises(InputError, match=r'cannot be compared: image list is a\.txt and b\.txt'):
+        compare_runs(group_runs(list(map(str, runs))))
+
+
 def test_mistakes_are_named(tmp_path):
     run = leave(tmp_path / 'run', [0.5], text=True)
     with pytest.raises(InputError, match='has no metric mIoU; it has pascal_voc/mAP, pascal_voc/AP50'):
