@@ -200,8 +200,11 @@ def verdict(name: str, metric: str, interval: Interval | None, seedless: bool = 
         return Verdict('unknown', f'{name} unknown: {metric}, {why}')
     resolved = interval.low > 0 or interval.high < 0
     kind = ('better' if interval.value > 0 else 'worse') if resolved else 'not resolved'
-    bounds = f'{interval.level:.0%} CI [{100 * interval.low:.1f}, {100 * interval.high:.1f}]'
-    text = f'{name} {kind}: {100 * interval.value:+.1f} {metric}, {bounds}'
+    points = [100 * part for part in (interval.value, interval.low, interval.high)]
+    # As many digits as show on which side of 0 each lies; less than half a thousandth is none.
+    digits = next((few for few in (1, 2) if all(round(one, few) or abs(one) < 5e-4 for one in points)), 3)
+    value, low, high = f'{points[0]:+.{digits}f}', *(f'{one:.{digits}f}' for one in points[1:])
+    text = f'{name} {kind}: {value} {metric}, {interval.level:.0%} CI [{low}, {high}]'
     if seedless:
         return Verdict(kind, f'{text} over test images only; no chance from run to run')
     if min(interval.runs) < 2:
@@ -214,7 +217,7 @@ def verdict(name: str, metric: str, interval: Interval | None, seedless: bool = 
         if needed is None:
             text += '; so small a difference cannot be resolved on these test images, by any number of runs'
         else:
-            text += f'; about {needed} runs each would resolve a true {100 * interval.value:+.1f}'
+            text += f'; about {needed} runs each would resolve a true {value}'
             few = runs_needed(interval.value, interval)
             if few is not None and needed > 2 * few:
                 text += f', with many more test images about {few}'

@@ -116,6 +116,20 @@ def test_verdicts_in_words():
     assert said.text.endswith(f'5+5 runs; about {needed} runs each would resolve a true +0.3')
 
 
+def test_a_verdict_shows_on_which_side_of_no_difference_its_numbers_lie():
+    images = {'error': 0.0, 'df': math.inf, 'counts': (1, 1)}
+    at_the_edge = verdict('SD', 'mAP', interval(0.0051, image_error=0.0025, **images))
+    assert at_the_edge.text.startswith('SD better: +0.51 mAP, 95% CI [0.02, 1.00] over')
+    beyond = verdict('SD', 'mAP', interval(0.0049, image_error=0.00251, **images))
+    assert beyond.text.startswith('SD not resolved: +0.490 mAP, 95% CI [-0.002, 0.982] over')
+    small = verdict('SD', 'mIoU', interval(-0.0002, 0.001))
+    assert small.text.startswith('SD not resolved: -0.02 mIoU, 95% CI [-0.25, 0.21]')
+    assert 'would resolve a true -0.02' in small.text
+    assert verdict('SD', 'mIoU', interval(0.0, 0.001)).text.startswith(
+        'SD not resolved: +0.0 mIoU, 95% CI [-0.2,'
+    )
+
+
 def test_a_verdict_says_where_more_test_images_would_save_runs():
     pilot = interval(0.01, 0.008, df=4.0, counts=(3, 3))
     some_images = replace(pilot, image_error=0.00355)
