@@ -29,7 +29,7 @@ const errors = [];
 addEventListener('error', event => errors.push(String(event.message)));
 addEventListener('load', () => {
   const wide = document.documentElement.scrollWidth;
-  const found = {errors, width: innerWidth, wide, requests: [], cut: [], overlaps: [], small: []};
+  const found = {errors, width: innerWidth, wide, requests: [], cut: [], overlaps: [], small: [], hiding: []};
   for (const one of document.querySelectorAll('[src], link[href]'))
     if (!(one.src || one.href).startsWith('data:')) found.requests.push(one.src || one.href);
   for (const svg of document.querySelectorAll('svg')) {
@@ -52,6 +52,10 @@ addEventListener('load', () => {
       }
     });
   }
+  for (const region of document.querySelectorAll('.scroll'))
+    if (region.scrollWidth > region.clientWidth)
+      for (const one of region.querySelectorAll('th[scope=row]'))
+        if (one.offsetWidth > region.clientWidth / 2) found.hiding.push(one.textContent);
   const hidden = document.createElement('pre');
   hidden.id = 'found';
   hidden.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(found))));
@@ -160,6 +164,7 @@ def test_page_in_a_browser(browser, report, width, scheme, tmp_path):
     assert found['requests'] == []
     assert found['wide'] <= width
     assert found['cut'] == [] and found['overlaps'] == [] and found['small'] == []
+    assert found['hiding'] == [], 'row titles stay where they are, the numbers must have room beside them'
 
 
 def test_labels_that_overlap_are_found_out(browser, tmp_path):
