@@ -20,6 +20,8 @@ _SERIES = ('#0a0b01', '#0a0b02', '#0a0b03', '#0a0b04', '#0a0b05', '#0a0b06')
 _VARIABLES = {_INK: 'var(--ink)', _GRID: 'var(--grid)'} | {
     colour: f'var(--series-{index})' for index, colour in enumerate(_SERIES)
 }
+# Of a row of a confusion; smaller ones are left blank.
+LEAST_SHARE = 0.005
 _STYLES = ('-', '--', ':', '-.', (0, (5, 1)), (0, (1, 1)))
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P')
 _RC = {
@@ -205,7 +207,7 @@ def confusion_chart(slug: str, counts: np.ndarray, names: Sequence[str]) -> str:
         figure = Figure(figsize=(5, 5), layout='constrained')
         axes = figure.subplots()
         axes.pcolormesh(
-            np.ma.masked_less(shares, 0.005),
+            np.ma.masked_less(shares, LEAST_SHARE),
             cmap=LinearSegmentedColormap.from_list('shares', [clear, full]),
             vmin=0,
             vmax=1,

@@ -17,7 +17,14 @@ from PIL import Image
 from sd_pretrain.curves import Curves, has_log, read_curves
 from sd_pretrain.work_dir import whole
 from transfer import table
-from transfer.charts import class_chart, confusion_chart, curve_charts, forest_chart, recall_chart
+from transfer.charts import (
+    LEAST_SHARE,
+    class_chart,
+    confusion_chart,
+    curve_charts,
+    forest_chart,
+    recall_chart,
+)
 from transfer.confusion import most_confused
 from transfer.samples import Sample
 from transfer.table5_json import table5_rows, validate_table5
@@ -86,6 +93,7 @@ def write_report(
             notes=table.notes(rows, paper=beside_paper),
             seeds=sorted({seed for row in rows for runs in row.values.values() for seed in runs}),
             charts=_curve_figures([row.name for row in rows], read),
+            generations=any(one.boundaries for one in read.values()),
             classes=_class_figures(table5),
             headings=headings,
             recall=Markup(recall_chart('recall', recall)) if recall else None,
@@ -234,13 +242,16 @@ def _confusion_figures(confusions: Sequence[Confusion], headings: Mapping[str, s
         {
             'title': f'{one.name}: {headings[one.task]}',
             'svg': Markup(confusion_chart(f'confusion-{index}', one.counts, one.classes)),
-            'text': '; '.join(
-                f'{truth} as {said} {share:.0%}'
-                for truth, said, share in most_confused(one.counts, one.classes)
-            ),
+            'text': _most_often(most_confused(one.counts, one.classes)),
         }
         for index, one in enumerate(confusions)
     ]
+
+
+def _most_often(confused: Sequence[tuple[str, str, float]]) -> str:
+    # As the chart, which leaves smaller shares out.
+    said = [f'{truth} as {said} {share:.0%}' for truth, said, share in confused if share >= LEAST_SHARE]
+    return f'; most often {"; ".join(said)}' if said else ''
 
 
 def _sample_figures(samples: Mapping[str, Sequence[Sample] | str]) -> dict[str, list[dict[str, Any]]]:

@@ -313,7 +313,24 @@ def test_sections_of_one_data_set_name_it(metrics, heading, tmp_path):
     text = path.read_text()
     assert f'<h3>{heading}</h3>' in text and '<h3>Segmentation</h3>' in text
     assert f'<p class="lead">{heading}, at an overlap of 0.5' in text
-    assert f'<strong>BL: {heading}</strong>; most often' in text
+    assert f'<strong>BL: {heading}</strong></figcaption>' in text, 'it takes nothing for anything else'
+
+
+def test_only_what_the_confusion_chart_shows_is_called_frequent(tmp_path):
+    counts = np.array([[996, 4, 0], [30, 970, 0], [0, 0, 0]])
+    path = write_report(
+        build_table5([result('BL', 'det', 0, {'mAP_11point': 0.5}, {})], data='real', stages=[]),
+        tmp_path / 'report.html',
+        confusions=[Confusion('det', 'BL', counts, ['dog', 'cat', 'nothing'])],
+    )
+    assert '</strong>; most often cat as dog 3%</figcaption>' in path.read_text()
+
+
+@pytest.mark.parametrize('ends, shown', [([4], False), ([2, 4], True)])
+def test_ends_of_mini_generations_are_explained_where_there_are_any(ends, shown, table5, tmp_path):
+    leave_config(log(tmp_path / 'run', '20260101_000000', 1, 4), ends)
+    path = write_report(table5, tmp_path / 'report.html', curves={'BL': tmp_path / 'run'})
+    assert ('vertical line is the end of a mini-generation' in path.read_text()) == shown
 
 
 def test_report_of_probes_alone_does_not_speak_of_fine_tuning(tmp_path):
