@@ -35,6 +35,11 @@ class Detections:
     hit: np.ndarray
     boxes: np.ndarray
 
+    @property
+    def shown(self) -> np.ndarray:
+        """Whether each image has something of each class: ``(N, C)``."""
+        return self.boxes > 0
+
 
 @dataclass(frozen=True)
 class Overlaps:
@@ -42,6 +47,11 @@ class Overlaps:
 
     intersect: np.ndarray
     union: np.ndarray
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Whether prediction or truth of each image has each class: ``(N, C)``."""
+        return self.union > 0
 
 
 def draw(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -91,7 +101,9 @@ def resampled_iou(run: Overlaps, counts: np.ndarray) -> np.ndarray:
     return np.divide(intersect, union, out=np.full_like(union, np.nan), where=union > 0)
 
 
-def image_error(ours: np.ndarray, baseline: np.ndarray, paired: bool = False) -> float:
+def image_error(
+    ours: np.ndarray, baseline: np.ndarray, paired: bool = False, images: float = np.inf
+) -> float:
     """Standard error of the difference of two means over seeds that comes from the choice of test images.
 
     What is one run's luck with single images varies from run to run, so that the spread over seeds has it
@@ -102,16 +114,18 @@ def image_error(ours: np.ndarray, baseline: np.ndarray, paired: bool = False) ->
         ours: for each run the metric in every resample: ``(runs, R)``.
         baseline: the same of the baseline, in the same resamples.
         paired: whether the runs belong together in this order.
+        images: number of test images that have what the metric is about, at least 2: the variance among that
+            many, which resamples show, is too small by one of them.
     """
     ours, baseline = np.asarray(ours), np.asarray(baseline)
-    whole = np.var(ours.mean(0) - baseline.mean(0), ddof=1)
+    whole = np.var(ours.mean(0) - baseline.mean(0), ddof=1) / (1 - 1 / images)
     if min(len(ours), len(baseline)) < 2:
         return float(np.sqrt(whole))
     parts = [ours - baseline] if paired else [ours, baseline]
     luck = sum(
         np.var(part - part.mean(0), axis=1, ddof=1).sum() / (len(part) - 1) / len(part) for part in parts
     )
-    return float(np.sqrt(max(0.0, whole - luck)))
+    return float(np.sqrt(max(0.0, whole - luck / (1 - 1 / images))))
 
 
 def _between(image: np.ndarray, hit: np.ndarray, counts: np.ndarray) -> np.ndarray:

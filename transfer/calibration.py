@@ -72,12 +72,12 @@ def simulate(
             values.append(dict(enumerate(quality.mean(1))))
             resampled.append([_resampled(row, counts) for row in quality])
         seeds = seed_difference(values[1], values[0])
-        error = image_error(resampled[1], resampled[0], seeds.paired)
-        interval = replace(seeds, image_error=error)
+        error = image_error(resampled[1], resampled[0], seeds.paired, images)
+        interval = replace(seeds, image_error=error, images=images)
         found += not interval.low <= 0 <= interval.high
         covered += interval.low <= true <= interval.high
     scatter = math.sqrt(2 * (RUN**2 + RUN_IMAGE**2 / images) / runs)
-    known = Interval(true, scatter, runs - 1, (runs, runs), paired=True)
+    known = Interval(true, scatter, runs - 1, (runs, runs), paired=True, images=images)
     due = power(true, known, runs, backbone * math.sqrt(2 / images)) if true else 1 - known.level
     return Rates(runs, true, found / trials, covered / trials, due, trials)
 

@@ -147,8 +147,7 @@ def compare_classes(
         if any(label not in run['per_class'] for run in every):
             continue
         ours, theirs = ({run['seed']: run['per_class'][label] for run in part} for part in runs.values())
-        known = None not in resampled.values()
-        again = [[one[label] for one in part] for part in resampled.values()] if known else None
+        again = None if None in resampled.values() else [one[label] for one in resampled.values()]
         interval = _interval(ours, theirs, again)
         if interval is not None:
             found.append((label, interval))
@@ -156,19 +155,37 @@ def compare_classes(
     return [ClassDifference(*pair, p) for pair, p in zip(found, adjusted, strict=True)]
 
 
+@dataclass(frozen=True)
+class _Resampled:
+    """A metric in every resample of the test images, run by run; ``images`` of them have what it is about."""
+
+    values: list[np.ndarray]
+    images: int
+
+
+def _filled(values: np.ndarray) -> np.ndarray:
+    """Resamples that have lost all images with a class say nothing on it, and so what the others say."""
+    return np.where(np.isnan(values), np.nanmean(values, axis=0), values)
+
+
 def _interval(
-    ours: Mapping[int, float], theirs: Mapping[int, float], resampled: Sequence[Sequence[np.ndarray]] | None
+    ours: Mapping[int, float], theirs: Mapping[int, float], resampled: Sequence[_Resampled] | None
 ) -> Interval | None:
     """The interval of a difference over what is known: seeds, images (``resampled`` of both) or both."""
     seeds = seed_difference(ours, theirs)
     scatter = seeds is not None and seeds.error > _ROUNDING
     if resampled is None:
         return seeds if scatter else None  # equal runs are no evidence that other images would say the same
-    error = image_error(*resampled, paired=seeds is not None and seeds.paired)
+    images = min(one.images for one in resampled)
+    if images < 2:
+        return None
+    paired = seeds is not None and seeds.paired
+    error = image_error(*(one.values for one in resampled), paired, images)
     value = float(np.mean(list(ours.values())) - np.mean(list(theirs.values())))
     if value and not scatter and error < _ROUNDING:
-        return None  # one image, or all that has the class, in every resample
-    return replace(seeds or Interval(value, 0.0, np.inf, (len(ours), len(theirs))), image_error=error)
+        return None  # the same in every resample
+    interval = seeds or Interval(value, 0.0, np.inf, (len(ours), len(theirs)))
+    return replace(interval, image_error=error, images=images)
 
 
 def _comparison(row: Row, base: Row, metric: str, images: _ImageSample) -> Comparison:
@@ -187,16 +204,18 @@ class _ImageSample:
         self.resamples = resamples
         self._counts: dict[int, np.ndarray] = {}
         self._images: dict[tuple[str, str | None], tuple[str, tuple[str, ...]]] = {}
-        self._values: dict[tuple[str, str], list[np.ndarray] | None] = {}
+        self._values: dict[tuple[str, str], _Resampled | None] = {}
 
-    def metric(self, name: str, metric: str) -> list[np.ndarray] | None:
+    def metric(self, name: str, metric: str) -> _Resampled | None:
         """A metric of a backbone's runs, by seed, in every resample; ``None`` if a run has not stored it."""
         if (name, metric) not in self._values:
             runs = sorted(self._runs(name, metric), key=lambda one: one['seed'])
             task, how = runs[0]['task'], all_metrics()[metric].how
             stored = self._load(runs, task)
-            values = stored and [np.nanmean(_RESAMPLED[task](*one, *how), axis=1) for one in stored]
-            self._values[name, metric] = values
+            self._values[name, metric] = stored and _Resampled(
+                [_filled(np.nanmean(_RESAMPLED[task](*one, *how), axis=1)) for one in stored],
+                stored[0][1].shape[1],
+            )
         return self._values[name, metric]
 
     def seedless(self, both: Sequence[Row], metric: str) -> bool:
@@ -208,20 +227,23 @@ class _ImageSample:
     def _runs(self, name: str, metric: str) -> list[Mapping[str, Any]]:
         return [one for one in self.results if one['name'] == name and metric in one['metrics']]
 
-    def classes(self, runs: Sequence[Mapping[str, Any]], task: str) -> list[dict[str, np.ndarray]] | None:
+    def classes(self, runs: Sequence[Mapping[str, Any]], task: str) -> dict[str, _Resampled] | None:
         """By class the AP or IoU of runs in every resample; ``None`` if one has stored no predictions."""
         stored = self._load(runs, task)
         if stored is None:
             return None
-        by_class = []
+        by_class: dict[str, list[Sequence[Any]]] = {}
         for run, (found, counts) in zip(runs, stored, strict=True):
             values = _RESAMPLED[task](found, counts, *TASKS[task].metrics[0].how)
             there = ~np.isnan(values).all(0)
-            # A resample may have lost a rare class: it says nothing on it.
-            mean = np.nanmean(values[:, there], axis=0)
-            values = np.where(np.isnan(values[:, there]), mean, values[:, there])
-            by_class.append(dict(zip(run['per_class'], values.T, strict=True)))
-        return by_class
+            values = _filled(values[:, there])
+            columns = zip(run['per_class'], values.T, found.shown.sum(0)[there], strict=True)
+            for label, *one in columns:
+                by_class.setdefault(label, []).append(one)
+        return {
+            label: _Resampled([values for values, _ in some], min(images for _, images in some))
+            for label, some in by_class.items()
+        }
 
     def _load(self, runs: Sequence[Mapping[str, Any]], task: str) -> list[tuple[Any, np.ndarray]] | None:
         found = []

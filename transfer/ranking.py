@@ -24,6 +24,11 @@ class Scores:
     score: np.ndarray
     label: np.ndarray
 
+    @property
+    def shown(self) -> np.ndarray:
+        """Whether each image shows each class: ``(N, C)``."""
+        return self.label > 0
+
     def of_kind(self, kind: str) -> list[int]:
         """Places of the probes of one kind, such as ``'linear'`` or ``'low_shot'``."""
         return [place for place, name in enumerate(self.probe) if re.fullmatch(rf'{kind}(_\d+)?', name)]

@@ -34,6 +34,7 @@ class Interval:
         runs: number of runs of the backbone and of the baseline.
         paired: whether the runs were compared seed by seed.
         image_error: its standard error over the test images; 0 if they are taken as given.
+        images: number of test images that ``image_error`` is found from, at least 2.
         level: confidence level.
     """
 
@@ -43,12 +44,13 @@ class Interval:
     runs: tuple[int, int]
     paired: bool = False
     image_error: float = 0.0
+    images: float = math.inf
     level: float = LEVEL
 
     @property
     def reach(self) -> float:
         """Half of the interval's width."""
-        return _reach(self.level, self.error, self.df, self.image_error)
+        return self._reach(self.level)
 
     @property
     def low(self) -> float:
@@ -69,18 +71,17 @@ class Interval:
         if self.image_error == 0:
             return float(2 * stats.t.sf(size / self.error, self.df))
         # In its logarithm, so that small ones are found as well.
-        excess = lambda log_p: _reach(1 - 10.0**log_p, self.error, self.df, self.image_error) - size  # noqa: E731
+        excess = lambda log_p: self._reach(1 - 10.0**log_p) - size  # noqa: E731
         return 10.0 ** brentq(excess, -15, 0) if excess(-15) > 0 else 1e-15
 
+    def _reach(self, level: float) -> float:
+        """Half of the width at a level: t intervals over seeds and over images, added in squares.
 
-def _reach(level: float, error: float, df: float, image_error: float) -> float:
-    """Half of an interval's width: that over seeds (t) and that over images (normal), added in squares.
-
-    With few runs a t distribution of Satterthwaite's degrees of freedom for the sum of both would make it too
-    short: in ``tools/calibrate.py`` 92% instead of 95% with three runs each.
-    """
-    quantile = (1 + level) / 2
-    return math.hypot(stats.t.ppf(quantile, df) * error, stats.norm.ppf(quantile) * image_error)
+        With few runs a t distribution of Satterthwaite's degrees of freedom for the sum of both would make it
+        too short: in ``tools/calibrate.py`` 92% instead of 95% with three runs each.
+        """
+        seeds, images = stats.t.ppf((1 + level) / 2, [self.df, self.images - 1])
+        return math.hypot(seeds * self.error, images * self.image_error)
 
 
 def seed_difference(runs: Mapping[Hashable, float], baseline: Mapping[Hashable, float]) -> Interval | None:
@@ -114,7 +115,7 @@ def power(difference: float, seeds: Interval, runs: int, image_error: float = 0.
 
     Args:
         difference: the true difference, in the unit of the metric.
-        seeds: a :func:`seed_difference`, for the scatter of the runs.
+        seeds: a :func:`seed_difference`, for the scatter of the runs and the number of ``images``.
         runs: number of runs each, at least 2.
         image_error: standard error over the test images, which no number of runs makes smaller.
     """
@@ -126,8 +127,8 @@ def power(difference: float, seeds: Interval, runs: int, image_error: float = 0.
     # The test goes by the scatter that it finds: the mean over what that may be.
     df = (1 if seeds.paired else 2) * (runs - 1)
     found = np.sqrt(stats.chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, df) / df) * error
-    quantile = (1 + seeds.level) / 2
-    reach = np.hypot(stats.t.ppf(quantile, df) * found, stats.norm.ppf(quantile) * image_error)
+    over_seeds, over_images = stats.t.ppf((1 + seeds.level) / 2, [df, seeds.images - 1])
+    reach = np.hypot(over_seeds * found, over_images * image_error)
     size = abs(difference)
     return float((stats.norm.sf((reach - size) / whole) + stats.norm.cdf((-reach - size) / whole)).mean())
 

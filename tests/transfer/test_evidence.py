@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from sd_pretrain.cli import InputError
 from transfer.bootstrap import (
@@ -80,7 +81,8 @@ def test_seeds_and_images_are_put_together(tmp_path):
     (one,) = compare(results, resamples=200)
     assert one.interval.runs == (3, 3) and one.interval.paired
     seeds = [{run['seed']: run['metrics']['mIoU'] for run in part} for part in (results[3:], results[:3])]
-    assert one.interval == replace(seed_difference(*seeds), image_error=one.interval.image_error)
+    images = {'image_error': one.interval.image_error, 'images': len(IMAGES)}
+    assert one.interval == replace(seed_difference(*seeds), **images)
     assert one.interval.image_error > 0
     assert one.verdict.kind == 'not resolved'
 
@@ -160,6 +162,63 @@ def test_one_image_is_no_certainty(tmp_path):
         one['metrics']['mIoU'] = float(found.intersect[0, 0] / 100)
     (single,) = compare(results)
     assert single.interval is None and single.verdict.kind == 'unknown'
+
+
+def test_few_images_say_as_much_as_few_images_can(tmp_path):
+    """Where all unions are equal, mIoU is the mean over the images, and its t interval is known."""
+    rng, union, results, values = np.random.default_rng(5), np.full((6, 1), 10_000), [], {}
+    for name, quality in (('BL', 0.5), ('SD', 0.6)):
+        work_dir = tmp_path / name
+        work_dir.mkdir()
+        intersect = (union * rng.normal(quality, 0.1, union.shape)).astype(int)
+        save_predictions(work_dir, Overlaps(intersect, union), IMAGES[:6])
+        values[name] = intersect[:, 0] / 10_000
+        one = {'name': name, 'task': 'seg', 'seed': 0, 'metrics': {'mIoU': values[name].mean()}}
+        results.append({**one, 'per_class': {'dog': values[name].mean()}, 'work_dir': str(work_dir)})
+    known = stats.ttest_rel(values['SD'], values['BL'])
+    (one,), (dog,) = compare(results), compare_classes(results, 'SD', 'BL', 'seg')
+    assert (one.interval.low, one.interval.high) == pytest.approx(
+        tuple(known.confidence_interval()), abs=0.01
+    )
+    assert dog.interval == one.interval and dog.p == pytest.approx(known.pvalue, rel=0.2)
+
+
+@pytest.mark.filterwarnings('ignore:Mean of empty slice')
+def test_resamples_without_any_object_say_nothing(tmp_path):
+    results = []
+    for name, hits in (('BL', [True, False]), ('SD', [True, True])):
+        work_dir = tmp_path / name
+        work_dir.mkdir()
+        none, boxes = np.zeros(2, int), np.array([[1], [1], [0], [0]])
+        save_predictions(
+            work_dir, Detections(np.arange(2), none, np.ones(2), np.array(hits), boxes), IMAGES[:4]
+        )
+        metrics = {'mAP_area': sum(hits) / 2}
+        results.append(
+            {'name': name, 'task': 'det', 'seed': 0, 'metrics': metrics, 'work_dir': str(work_dir)}
+        )
+    (one,) = compare(results)
+    assert one.interval.low < 0.5 < one.interval.high and one.interval.image_error > 0
+
+
+def test_classes_of_few_images_are_rarely_called_different(tmp_path):
+    """Two runs that are alike, on few images of each class: at 5% for all, seldom in any."""
+    images, classes, wrong = 40, 20, 0
+    for trial in range(40):
+        rng, results = np.random.default_rng(trial), []
+        union = 100 * (rng.random((images, classes)) < 0.1)
+        union[:2] = 100
+        for name in ('BL', 'SD'):
+            work_dir = tmp_path / f'{name}{trial}'
+            work_dir.mkdir()
+            found = Overlaps(rng.binomial(union, 0.6), union)
+            save_predictions(work_dir, found, IMAGES[:images])
+            iou = resampled_iou(found, np.ones((1, images)))[0]
+            one = {'name': name, 'task': 'seg', 'seed': 0, 'metrics': {'mIoU': iou.mean()}}
+            per_class = {f'class {label}': float(value) for label, value in enumerate(iou)}
+            results.append({**one, 'per_class': per_class, 'work_dir': str(work_dir)})
+        wrong += any(one.p < 0.05 for one in compare_classes(results, 'SD', 'BL', 'seg', resamples=200))
+    assert wrong <= 6  # of 2 that are due
 
 
 def test_three_runs_against_one_are_not_one_run_each(tmp_path):

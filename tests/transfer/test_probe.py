@@ -35,8 +35,8 @@ VOC07 = 'VOCdevkit/VOC2007'
 
 @pytest.fixture(scope='module')
 def data_root(tmp_path_factory, write_tiny_voc):
-    """20 + 10 images: two to fit on and one to test on for each class."""
-    return write_tiny_voc(tmp_path_factory.mktemp('voc') / 'data', train=20, test=10)
+    """20 + 20 images: two to fit on and two to test on for each class."""
+    return write_tiny_voc(tmp_path_factory.mktemp('voc') / 'data', train=20, test=20)
 
 
 @pytest.fixture(scope='module')
@@ -77,7 +77,7 @@ def test_features_are_those_of_the_backbone_file(backbones, data_root):
     network, equal = build_backbone(cfg, read_backbone(backbones['A']), seed=0)
     assert equal == 120
     found = extract(cfg, network, say=print)
-    assert found['train_features'].shape == (20, 512) and found['val_features'].shape == (10, 512)
+    assert found['train_features'].shape == (20, 512) and found['val_features'].shape == (20, 512)
     assert np.linalg.norm(found['val_features'], axis=1) == pytest.approx(1)
 
     whole = resnet18()

@@ -56,6 +56,15 @@ def test_p_is_below_5_percent_where_the_interval_excludes_zero(image_error):
         assert just.low == pytest.approx(0, abs=1e-6)
 
 
+def test_few_images_widen_the_interval_as_few_runs_do():
+    difference = np.random.default_rng(0).normal(0.01, 0.03, 4)
+    error = difference.std(ddof=1) / 2
+    few = Interval(difference.mean(), 0.0, math.inf, (1, 1), image_error=error, images=4)
+    known = stats.ttest_1samp(difference, 0)
+    assert (few.low, few.high) == pytest.approx(tuple(known.confidence_interval()))
+    assert few.p == pytest.approx(known.pvalue)
+
+
 def test_runs_without_any_scatter():
     same = seed_difference(runs(0.5, 0.5), runs(0.5, 0.5))
     assert (same.p, same.low, same.high) == (1.0, 0.5 - 0.5, 0.0)
