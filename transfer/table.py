@@ -257,7 +257,8 @@ def format_rows(table: Sequence[Row], fmt: str = 'terminal', paper: bool = False
     parts = [_layout(header, lines, fmt)]
     if any(len(runs) > 1 for row in table for runs in row.values.values()):
         parts.append(_layout(*_run_lines(table, titles), fmt))
-    parts.append('\n'.join(notes(table, paper)))
+    bullet = '- ' if fmt == 'markdown' else ''  # else its renderers make one paragraph of them
+    parts.append('\n'.join(bullet + note for note in notes(table, paper)))
     return '\n\n'.join(parts)
 
 
@@ -278,9 +279,10 @@ def notes(table: Sequence[Row], paper: bool) -> list[str]:
     counts = {len(runs) for row in table for runs in row.values.values()}
     said = [f'differences are to {table[0].name}']
     changes = [row.minus(table[0], metric) for row in table[1:] for metric in all_metrics()]
-    if any(change is not None and change.error == 0 for change in changes):
+    errors = [change.error for change in changes if change is not None]
+    if 0 in errors:
         said.append(_NO_SCATTER)
-    if paper or 1 in counts:
+    if paper or None in errors:
         said.append(_ONE_RUN if max(counts, default=1) == 1 else _SOME_SINGLE)
     if any(count > 1 for count in counts):
         said.append(_SEVERAL)

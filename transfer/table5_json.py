@@ -204,9 +204,7 @@ def table5_markdown(table5: Mapping[str, Any]) -> str:
     """Write ``table5.md``: the table, its notes, the checkpoints and the stages with their times."""
     what = 'the embedded demo data' if table5['data'] == 'demo' else 'real data'
     paper = table5.get('papers_setting', False)
-    table, *below = format_rows(table5_rows(table5), 'markdown', paper).split('\n\n')
-    parts = [f'# Table 5 on {what}', table, *below[:-1]]
-    parts.append('\n'.join(f'- {note}' for note in below[-1].splitlines()))
+    parts = [f'# Table 5 on {what}', format_rows(table5_rows(table5), 'markdown', paper)]
     said = [f'- {one["text"]}' for one in table5.get('comparisons', ())]
     parts += ['## Verdicts', '\n'.join(said)] if said else []
     files = [

@@ -129,6 +129,17 @@ def test_single_runs_say_that_the_uncertainty_is_unknown():
     assert 'each run (%)' not in text
 
 
+def test_notes_explain_only_what_a_table_shows():
+    assert '± ?' not in format_table([one for one in TWO_SEEDS if one['name'] == 'SD'], paper=False)
+
+
+def test_notes_in_markdown_are_a_list():
+    *_, notes = format_table(TWO_SEEDS, fmt='markdown').split('\n\n')
+    assert len(notes.splitlines()) == 5
+    assert all(one.startswith('- ') for one in notes.splitlines())
+    assert notes in table5_markdown(build_table5(TWO_SEEDS, data='real', stages=STAGES))
+
+
 def test_paper_stands_beside_its_own_setting_only():
     assert papers_setting(TWO_SEEDS)
     demo = [{**one, 'config': f'configs/demo/{one["task"]}.py'} for one in TWO_SEEDS]
