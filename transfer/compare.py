@@ -73,7 +73,7 @@ def group_runs(arguments: Sequence[str]) -> dict[str, dict[int | str, LoggedRun]
         seeds = sorted(one for one in path.glob('seed*') if one.is_dir() and _SEED.fullmatch(one.name))
         folders = seeds or [path]
         if not equals:
-            place = path.parent if _SEED.fullmatch(path.name) else path
+            place = (path.parent if _SEED.fullmatch(path.name) else path).resolve()
             name = place.name
             if places.setdefault(name, place) != place:
                 raise InputError(f'{places[name]} and {place} are both called {name}: say NAME={place}')

@@ -132,6 +132,12 @@ def test_two_folders_of_one_name_need_names(tmp_path):
     assert list(group_runs([str(one), f'B={two}'])) == ['det', 'B']
 
 
+def test_folders_named_from_within_have_their_names(tmp_path, monkeypatch):
+    seeds(tmp_path / 'BL', [0.5, 0.6])
+    monkeypatch.chdir(tmp_path / 'BL')
+    assert list(group_runs(['.'])) == list(group_runs(['seed0', 'seed1'])) == ['BL']
+
+
 def test_several_folders_under_one_name(tmp_path):
     one, two = (leave(tmp_path / name, [value]) for name, value in (('a', 0.5), ('b', 0.6)))
     groups = group_runs([f'BL={one}', f'BL={two}'])
