@@ -100,6 +100,7 @@ def put_into(cfg: Any, backbone: Backbone) -> None:
         part = _part(cfg, place)
         if part is not None:
             part.init_cfg = init
+            part.pop('pretrained', None)  # an older way to say the same
 
 
 def _part(cfg: Any, place: str) -> Any:

@@ -39,10 +39,15 @@ def adopt(cfg: Config, processes: int = 1) -> None:
     missing = {'model', 'train_dataloader', 'val_dataloader', 'val_evaluator', 'optim_wrapper'} - set(cfg)
     if missing:
         raise InputError(f'{name} lacks {", ".join(sorted(missing))}: it cannot be trained and evaluated')
-    if cfg.get('load_from'):
-        raise InputError(
-            f'{name} loads the whole model from {cfg.load_from}, the backbone with it: set load_from=None'
-        )
+    init = cfg.model.get('init_cfg')
+    for what, whole in (
+        ('load_from', cfg.get('load_from')),
+        ('model.init_cfg', init.get('checkpoint') if isinstance(init, dict) else None),
+    ):
+        if whole:
+            raise InputError(
+                f'{name} loads the whole model from {whole}, the backbone with it: set {what}=None'
+            )
     trained, tested = (_years([cfg[part].dataset]) for part in ('train_dataloader', 'val_dataloader'))
     known = {(one.task, one.images): one.name for one in DATASETS.values() if one.images}
     dataset = known.get((task, (trained, tested)))

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from torchvision.models import resnet18
 
 from sd_pretrain.cli import InputError
 from transfer import finetune, runner
+from transfer.backbone import put_into, read_backbone
 from transfer.foreign_config import data_folder
 from transfer.run_record import load_config
 from transfer.table import require_comparable
@@ -189,6 +191,10 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
         ("default_scope = 'mmpose'", "default_scope is 'mmpose'"),
         ('val_evaluator = None', 'VOCMetric is needed'),
         (
+            "model = dict(init_cfg=dict(type='Pretrained', checkpoint='coco.pth'))",
+            r'from coco\.pth, the backbone with it: set model\.init_cfg=None',
+        ),
+        (
             "val_dataloader = dict(dataset=dict(ann_file='VOC2012/ImageSets/Main/val.txt'))",
             'trains on VOC2007 and VOC2012 and tests on VOC2012: there are det voc07',
         ),
@@ -200,6 +206,19 @@ def test_what_cannot_be_judged_is_refused(in_repo, backbone, tiny_voc, tmp_path,
     options = runner.Options(config=config, data_root=str(tiny_voc))
     with pytest.raises(InputError, match=message):
         runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+
+
+@pytest.mark.parametrize('random', [False, True])
+def test_other_weights_that_a_config_names_are_not_taken(in_repo, backbone, tmp_path, random):
+    text = (
+        "_base_ = ['{base}']\nmodel = dict(backbone=dict(depth=18, pretrained='other.pth', init_cfg=None))\n"
+    )
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    cfg = load_config(config)
+    put_into(cfg, read_backbone('none' if random else backbone))
+    network = MODELS.build({**cfg.model.backbone, '_scope_': 'mmdet'})
+    loaded = [one.get('checkpoint') for one in [network.init_cfg] if isinstance(one, dict)]
+    assert loaded == ([] if random else [backbone])
 
 
 def test_a_config_of_another_task_is_refused(in_repo, backbone, tiny_voc, tmp_path):
