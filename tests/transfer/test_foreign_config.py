@@ -195,6 +195,15 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
             r'from coco\.pth, the backbone with it: set model\.init_cfg=None',
         ),
         (
+            "model = dict(backbone=dict(conv_cfg=dict(type='ConvWS')))",
+            "has conv_cfg={'type': 'ConvWS'}, which",
+        ),
+        (
+            "model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='GN', num_groups=32)))",
+            "has norm_cfg.type='GN', which",
+        ),
+        ('model = dict(data_preprocessor=dict(bgr_to_rgb=False))', 'leaves images in BGR'),
+        (
             "val_dataloader = dict(dataset=dict(ann_file='VOC2012/ImageSets/Main/val.txt'))",
             'trains on VOC2007 and VOC2012 and tests on VOC2012: there are det voc07',
         ),
