@@ -189,7 +189,8 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
         ("load_from = 'coco.pth'", r'from coco\.pth, the backbone with it'),
         ("val_evaluator = dict(_delete_=True, type='CocoMetric')", r'CocoMetric: VOCMetric is needed'),
         ("default_scope = 'mmpose'", "default_scope is 'mmpose'"),
-        ('val_evaluator = None', 'VOCMetric is needed'),
+        ('val_evaluator = None', 'lacks val_evaluator'),
+        ('train_cfg = val_cfg = None', 'lacks train_cfg, val_cfg: it cannot be trained and evaluated'),
         (
             "model = dict(init_cfg=dict(type='Pretrained', checkpoint='coco.pth'))",
             r'from coco\.pth, the backbone with it: set model\.init_cfg=None',
@@ -215,6 +216,17 @@ def test_what_cannot_be_judged_is_refused(in_repo, backbone, tiny_voc, tmp_path,
     options = runner.Options(config=config, data_root=str(tiny_voc))
     with pytest.raises(InputError, match=message):
         runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+
+
+def test_what_mmengine_supplies_may_be_left_out(in_repo, backbone, tiny_voc, tmp_path):
+    text = FCN.replace(
+        'default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))',
+        'default_hooks = dict(_delete_=True)\n'
+        "optim_wrapper = dict(_delete_=True, optimizer=dict(type='SGD', lr=0.01))",
+    )
+    config = written(tmp_path, text, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    result, _ = run('seg', 'voc12', config, backbone, tiny_voc, tmp_path)
+    assert result['checkpoint'] == 'iter_3.pth'
 
 
 @pytest.mark.parametrize('random', [False, True])
