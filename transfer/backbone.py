@@ -17,6 +17,8 @@ from transfer.checkpoint_io import check_hashed_name, is_published, sha256_of
 # Where a backbone lives in a model: the backbone itself, and layer4 on the RoIs of a C4 detector.
 PLACES = ('backbone', 'roi_head.shared_head')
 RANDOM = 'none'
+# Settings of a ResNet with which the same weights are those of another network, or not all there are.
+_OTHER_NETWORK = ('deep_stem', 'avg_down', 'conv_cfg', 'dcn', 'plugins')
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,26 @@ def config_arch(cfg: Any) -> str:
             f'the backbone of {name} is a {kind}: a ResNet is needed (ResNetV1c and V1d have another stem, '
             'which would stay random)'
         )
-    other = [one for one in ('deep_stem', 'avg_down') if backbone.get(one)]
-    if other:
-        raise InputError(
-            f"the backbone of {name} has {other[0]}=True, which the checkpoint's network has not"
-        )
     for place in PLACES:
-        style = (_part(cfg, place) or {}).get('style', 'pytorch')
+        part = _part(cfg, place) or {}
+        other = [f'{one}={part[one]!r}' for one in _OTHER_NETWORK if part.get(one)]
+        norm = (part.get('norm_cfg') or {}).get('type', 'BN')
+        if 'BN' not in norm:
+            other.append(f'norm_cfg.type={norm!r}')
+        if other:
+            raise InputError(f"the {place} of {name} has {other[0]}, which the checkpoint's network has not")
+        style = part.get('style', 'pytorch')
         if style != 'pytorch':
             raise InputError(
                 f"the {place} of {name} has style={style!r}, strides where the checkpoint's network "
                 f"has none: set model.{place}.style='pytorch', and the mean and std that go with it"
             )
+    images = cfg.model.get('data_preprocessor') or {}
+    if images.get('mean') and not images.get('bgr_to_rgb'):
+        raise InputError(
+            f"the data_preprocessor of {name} leaves images in BGR, and the checkpoint's network knows RGB: "
+            'set model.data_preprocessor.bgr_to_rgb=True, and the mean and std that go with it'
+        )
     return f'resnet{backbone.depth}'
 
 
@@ -100,6 +110,7 @@ def put_into(cfg: Any, backbone: Backbone) -> None:
         part = _part(cfg, place)
         if part is not None:
             part.init_cfg = init
+            part.pop('pretrained', None)  # an older way to say the same
 
 
 def _part(cfg: Any, place: str) -> Any:

@@ -29,20 +29,20 @@ def pixel_confusion(
         ignore: label that does not count.
 
     Returns:
-        ``(N, classes + 1, classes)`` integers, truth in rows, prediction in columns; the last row is for
-        labels that are neither a class nor ``ignore``.
+        ``(N, classes + 1, classes + 1)`` integers, truth in rows, prediction in columns; the last row is for
+        labels that are neither a class nor ``ignore``, the last column for predictions that are no class.
     """
     # A row each for other labels and for ignored ones: nothing has to be cut out before the count.
-    rows = classes + 2
+    rows, columns = classes + 2, classes + 1
     place = [
         row.flatten().to(column.device, torch.int32) for row, column in zip(truth, predicted, strict=True)
     ]
     for image, (row, column) in enumerate(zip(place, predicted, strict=True)):
         ignored = row == ignore
         row.masked_fill_((row < 0) | (row >= classes), classes).masked_fill_(ignored, classes + 1)
-        row.add_(image * rows).mul_(classes).add_(column.flatten())
-    counts = torch.bincount(torch.cat(place), minlength=len(place) * rows * classes)
-    return counts.view(len(place), rows, classes)[:, :-1]
+        row.add_(image * rows).mul_(columns).add_(column.flatten().clamp(max=classes))
+    counts = torch.bincount(torch.cat(place), minlength=len(place) * rows * columns)
+    return counts.view(len(place), rows, columns)[:, :-1]
 
 
 def box_confusion(results: Iterable[tuple[dict[str, Any], Sequence[np.ndarray]]], classes: int) -> np.ndarray:

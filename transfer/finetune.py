@@ -78,7 +78,7 @@ class FinetuneRunner(Runner):
             from transfer.seg_speed import loss_on_device
 
             self.logger.info(f'loss without waiting: {", ".join(loss_on_device(model)) or "none"}')
-        bfloat16 = self.cfg.optim_wrapper.type == 'Bf16OptimWrapper'
+        bfloat16 = self.cfg.optim_wrapper.get('type') == 'Bf16OptimWrapper'
         return super().wrap_model(model_wrapper_cfg, prepare_model(model, bfloat16))
 
     def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
@@ -234,9 +234,9 @@ def _localise(cfg: Config, args: argparse.Namespace, processes: int) -> None:
 def _save_last(cfg: Config) -> None:
     """Have the network that is measured at the end saved, in place, whatever the config saves."""
     hooks = cfg.default_hooks
-    if hooks.get('checkpoint', {}) is None:
+    if hooks.get('checkpoint') is None:
         hooks.checkpoint = {'type': 'CheckpointHook', 'by_epoch': 'max_iters' not in cfg.train_cfg}
-    elif not hooks.get('checkpoint', {}).get('save_last', True):
+    elif not hooks.checkpoint.get('save_last', True):
         hooks.checkpoint.save_last = True
 
 

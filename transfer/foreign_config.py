@@ -11,6 +11,11 @@ from mmengine.config import Config
 from sd_pretrain.cli import InputError
 from transfer.tasks import DATASETS, TASKS
 
+_NEEDED = (
+    *('model', 'optim_wrapper', 'train_cfg', 'train_dataloader'),
+    *('val_cfg', 'val_dataloader', 'val_evaluator'),
+)
+
 
 def adopt(cfg: Config, processes: int = 1) -> None:
     """Give a stock detector's or segmentor's config (changed in place) a task, a dataset and our metrics.
@@ -36,13 +41,18 @@ def adopt(cfg: Config, processes: int = 1) -> None:
             f'{name} is no config of a transfer task: it names none, and its default_scope is '
             f'{cfg.get("default_scope")!r}, not {" or ".join(map(repr, scopes))}'
         )
-    missing = {'model', 'train_dataloader', 'val_dataloader', 'val_evaluator', 'optim_wrapper'} - set(cfg)
+    missing = [one for one in _NEEDED if not cfg.get(one)]
     if missing:
-        raise InputError(f'{name} lacks {", ".join(sorted(missing))}: it cannot be trained and evaluated')
-    if cfg.get('load_from'):
-        raise InputError(
-            f'{name} loads the whole model from {cfg.load_from}, the backbone with it: set load_from=None'
-        )
+        raise InputError(f'{name} lacks {", ".join(missing)}: it cannot be trained and evaluated')
+    init = cfg.model.get('init_cfg')
+    for what, whole in (
+        ('load_from', cfg.get('load_from')),
+        ('model.init_cfg', init.get('checkpoint') if isinstance(init, dict) else None),
+    ):
+        if whole:
+            raise InputError(
+                f'{name} loads the whole model from {whole}, the backbone with it: set {what}=None'
+            )
     trained, tested = (_years([cfg[part].dataset]) for part in ('train_dataloader', 'val_dataloader'))
     known = {(one.task, one.images): one.name for one in DATASETS.values() if one.images}
     dataset = known.get((task, (trained, tested)))
@@ -57,6 +67,7 @@ def adopt(cfg: Config, processes: int = 1) -> None:
         raise InputError(f'{name} measures with {", ".join(map(str, types))}: {needed} is needed')
     cfg.merge_from_dict({'task': task, 'dataset': dataset})
     cfg.total_batch_size = processes * cfg.train_dataloader.batch_size
+    cfg.default_hooks = cfg.get('default_hooks') or {}
     # mmseg's older way to say init_cfg, which would stand against the backbone's.
     if 'pretrained' in cfg.model:
         cfg.model.pretrained = None

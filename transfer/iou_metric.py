@@ -44,8 +44,8 @@ class ExactIoUMetric(IoUMetric):
         )
         classes = len(self.dataset_meta['classes'])
         for pairs in pixel_confusion(predicted, truth, classes, self.ignore_index).cpu():
-            intersect, columns, rows = pairs.diagonal(), pairs.sum(0), pairs[:-1].sum(1)
-            self.results.append((intersect, columns + rows - intersect, columns, rows, pairs[:-1]))
+            intersect, columns, rows = pairs.diagonal()[:-1], pairs.sum(0)[:-1], pairs.sum(1)[:-1]
+            self.results.append((intersect, columns + rows - intersect, columns, rows, pairs[:-1, :-1]))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute the stock metrics and ``mIoU_exact`` from the four pixel counts of each image."""

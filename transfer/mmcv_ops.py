@@ -90,7 +90,7 @@ def _missing_op(name: str) -> Callable:
         raise AttributeError(name)
 
     def missing(*args, **kwargs):
-        raise NotImplementedError(
+        raise InputError(
             f"the mmcv op '{name}' is not offered by torchvision and needs an mmcv with compiled ops; with a "
             f'C++ compiler and the CUDA toolkit, `{_BUILD}` builds one in some 20 minutes, and from then on '
             f'it is used (see {_HELP})'
@@ -126,7 +126,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 def _require_average(pool_mode: int) -> None:
     if pool_mode != 1:
-        raise NotImplementedError(
+        raise InputError(
             "mmcv's roi_align with pool_mode='max' is not offered by torchvision; use pool_mode='avg', the "
             f'default, or build an mmcv with compiled ops: `{_BUILD}`'
         )

@@ -25,7 +25,7 @@ def test_pixels_as_scikit_learn_counts_them():
     truth[:5] = 255
     counted = truth != 255
     wanted = confusion_matrix(truth[counted], predicted[counted], labels=range(4))
-    assert pixel_confusion([predicted], [truth], 4)[0, :4].numpy().tolist() == wanted.tolist()
+    assert pixel_confusion([predicted], [truth], 4)[0, :4, :4].numpy().tolist() == wanted.tolist()
 
 
 def found(*boxes, classes=3):

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from torchvision.models import resnet18
 
 from sd_pretrain.cli import InputError
 from transfer import finetune, runner
+from transfer.backbone import put_into, read_backbone
 from transfer.foreign_config import data_folder
 from transfer.run_record import load_config
 from transfer.table import require_comparable
@@ -187,7 +189,21 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
         ("load_from = 'coco.pth'", r'from coco\.pth, the backbone with it'),
         ("val_evaluator = dict(_delete_=True, type='CocoMetric')", r'CocoMetric: VOCMetric is needed'),
         ("default_scope = 'mmpose'", "default_scope is 'mmpose'"),
-        ('val_evaluator = None', 'VOCMetric is needed'),
+        ('val_evaluator = None', 'lacks val_evaluator'),
+        ('train_cfg = val_cfg = None', 'lacks train_cfg, val_cfg: it cannot be trained and evaluated'),
+        (
+            "model = dict(init_cfg=dict(type='Pretrained', checkpoint='coco.pth'))",
+            r'from coco\.pth, the backbone with it: set model\.init_cfg=None',
+        ),
+        (
+            "model = dict(backbone=dict(conv_cfg=dict(type='ConvWS')))",
+            "has conv_cfg={'type': 'ConvWS'}, which",
+        ),
+        (
+            "model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='GN', num_groups=32)))",
+            "has norm_cfg.type='GN', which",
+        ),
+        ('model = dict(data_preprocessor=dict(bgr_to_rgb=False))', 'leaves images in BGR'),
         (
             "val_dataloader = dict(dataset=dict(ann_file='VOC2012/ImageSets/Main/val.txt'))",
             'trains on VOC2007 and VOC2012 and tests on VOC2012: there are det voc07',
@@ -200,6 +216,30 @@ def test_what_cannot_be_judged_is_refused(in_repo, backbone, tiny_voc, tmp_path,
     options = runner.Options(config=config, data_root=str(tiny_voc))
     with pytest.raises(InputError, match=message):
         runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+
+
+def test_what_mmengine_supplies_may_be_left_out(in_repo, backbone, tiny_voc, tmp_path):
+    text = FCN.replace(
+        'default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))',
+        'default_hooks = dict(_delete_=True)\n'
+        "optim_wrapper = dict(_delete_=True, optimizer=dict(type='SGD', lr=0.01))",
+    )
+    config = written(tmp_path, text, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    result, _ = run('seg', 'voc12', config, backbone, tiny_voc, tmp_path)
+    assert result['checkpoint'] == 'iter_3.pth'
+
+
+@pytest.mark.parametrize('random', [False, True])
+def test_other_weights_that_a_config_names_are_not_taken(in_repo, backbone, tmp_path, random):
+    text = (
+        "_base_ = ['{base}']\nmodel = dict(backbone=dict(depth=18, pretrained='other.pth', init_cfg=None))\n"
+    )
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    cfg = load_config(config)
+    put_into(cfg, read_backbone('none' if random else backbone))
+    network = MODELS.build({**cfg.model.backbone, '_scope_': 'mmdet'})
+    loaded = [one.get('checkpoint') for one in [network.init_cfg] if isinstance(one, dict)]
+    assert loaded == ([] if random else [backbone])
 
 
 def test_a_config_of_another_task_is_refused(in_repo, backbone, tiny_voc, tmp_path):
