@@ -29,7 +29,10 @@ class RunFailedError(Exception):
 
 
 class Options(DictAction):
-    """``KEY=VALUE ...`` of ``--cfg-options`` as a dict; raises InputError for what is not of that form."""
+    """``KEY=VALUE ...`` of ``--cfg-options`` as a dict; raises InputError for what is not of that form.
+
+    A path may have spaces, and commas where the value is in quotes.
+    """
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any
@@ -40,6 +43,15 @@ class Options(DictAction):
         except (ValueError, AssertionError):
             given = ' '.join(values)
             raise InputError(f'--cfg-options {given}: KEY=VALUE is needed, brackets closed') from None
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        """As mmengine does, which takes the spaces out of all values; but for those that are no list."""
+        text = val.strip('\'" ')
+        quoted = val[:1] in ('"', "'") and val.find(val[0], 1) == len(val) - 1
+        if (quoted or ',' not in text) and not text.startswith(('[', '(')):
+            return DictAction._parse_int_float_bool(text)
+        return DictAction._parse_iterable(val)
 
 
 def read_config(
