@@ -116,7 +116,16 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def training_options(args: argparse.Namespace) -> tuple[str, ...]:
-    """What these say to the configs of all runs, as ``KEY=VALUE``."""
+    """What these say to the configs of all runs, as ``KEY=VALUE``.
+
+    Raises:
+        InputError: a seed, which would be that of all runs.
+    """
+    if any(option.startswith('randomness.seed=') for option in args.cfg_options):
+        raise InputError(
+            '--cfg-options randomness.seed would train every run with the same seed; '
+            f'give {"--seeds" if "seeds" in args else "--seed"}'
+        )
     return (*([COMPILE] if args.compile else []), *args.cfg_options)
 
 
