@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import os
 import re
 import sys
@@ -18,6 +19,8 @@ from mmengine.config import Config, DictAction
 # What gloo says when the process at the other end is gone.
 _LOST_PEER = re.compile(r'Connection (closed|reset) by peer|Broken pipe|Connection refused')
 _PATIENCE_SECONDS = 20.0
+# Of a disk: full, over the quota, read-only, not allowed, a file where a folder is wanted or the reverse.
+_DISK = ('ENOSPC', 'EDQUOT', 'EROFS', 'EACCES', 'EEXIST', 'ENOTDIR', 'EISDIR')
 
 
 class InputError(Exception):
@@ -29,7 +32,10 @@ class RunFailedError(Exception):
 
 
 class Options(DictAction):
-    """``KEY=VALUE ...`` of ``--cfg-options`` as a dict; raises InputError for what is not of that form."""
+    """``KEY=VALUE ...`` of ``--cfg-options`` as a dict; raises InputError for what is not of that form.
+
+    A path may have spaces, and commas where the value is in quotes.
+    """
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any
@@ -40,6 +46,15 @@ class Options(DictAction):
         except (ValueError, AssertionError):
             given = ' '.join(values)
             raise InputError(f'--cfg-options {given}: KEY=VALUE is needed, brackets closed') from None
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        """As mmengine does, which takes the spaces out of all values; but for those that are no list."""
+        text = val.strip('\'" ')
+        quoted = val[:1] in ('"', "'") and val.find(val[0], 1) == len(val) - 1
+        if (quoted or ',' not in text) and not text.startswith(('[', '(')):
+            return DictAction._parse_int_float_bool(text)
+        return DictAction._parse_iterable(val)
 
 
 def read_config(
@@ -104,18 +119,31 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def training_options(args: argparse.Namespace) -> tuple[str, ...]:
-    """What these say to the configs of all runs, as ``KEY=VALUE``."""
+    """What these say to the configs of all runs, as ``KEY=VALUE``.
+
+    Raises:
+        InputError: a seed, which would be that of all runs.
+    """
+    if any(option.startswith('randomness.seed=') for option in args.cfg_options):
+        raise InputError(
+            '--cfg-options randomness.seed would train every run with the same seed; '
+            f'give {"--seeds" if "seeds" in args else "--seed"}'
+        )
     return (*([COMPILE] if args.compile else []), *args.cfg_options)
 
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a tool's ``main`` and exit; an :class:`InputError` prints one line and exits with 2, Ctrl-C 130.
 
+    So does a disk that is full or may not be written to. Where nobody reads the output any more (``| head``)
+    it ends silently with 141, as other tools do.
+
     In a distributed run this is said by the process that found the mistake. The others lose their connection
     to it and wait for the launcher to stop them, so that the first to end is the one that knows why.
     """
     try:
         code = main() or 0
+        print(end='', flush=True)
         if 'RANK' in os.environ:
             _end_process(code)
         sys.exit(code)
@@ -125,6 +153,19 @@ def run_main(main: Callable[[], int | None]) -> None:
     except RunFailedError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if errno.errorcode.get(error.errno) not in _DISK:
+            raise
+        where = '' if error.filename is None else f': {error.filename}'
+        print(
+            f'error: {error.strerror}{where}; mend that and give the same command again (tools/train.py goes '
+            'on with --resume)',
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except RuntimeError as error:
         if not _LOST_PEER.search(str(error)):
             raise

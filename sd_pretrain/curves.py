@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ _TOP1 = 'accuracy/top1'
 _LOGS = '*/vis_data/scalars.json'
 _TRAIN_TOP1 = 'train/top1'
 _Points = list[tuple[float, float]]
+_Log = tuple[dict[int, dict[str, Any]], dict[int, float], dict[int, float]]
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ def read_curves(work_dir: str | Path) -> Curves:
     steps: dict[int, dict[str, Any]] = {}
     evaluations: dict[int, float] = {}
     accuracies: dict[int, float] = {}
-    for log in logs:
-        train, val, train_top1 = _read(log)
+    for train, val, train_top1 in _in_order([_read(log) for log in logs]):
         if train:
             first = min(train)
             # The interrupted run went on to where nothing follows from: the resumed one started before that.
@@ -88,7 +88,28 @@ def read_curves(work_dir: str | Path) -> Curves:
     )
 
 
-def _read(log: Path) -> tuple[dict[int, dict[str, Any]], dict[int, float], dict[int, float]]:
+def _in_order(logs: list[_Log]) -> Iterator[_Log]:
+    """Logs, sorted by name, as they follow one another.
+
+    mmengine names them by the local time, which may be an earlier one where a run is resumed: in another time
+    zone, or after the end of summer time. Then the epochs tell: each log begins at the latest where the one
+    before ends.
+    """
+    reached = 0
+    while logs:
+        place = next((at for at, log in enumerate(logs) if min(_epochs(log)) <= reached + 1), 0)
+        log = logs.pop(place)
+        reached = max(_epochs(log))
+        yield log
+
+
+def _epochs(log: _Log) -> list[int]:
+    train, *evaluations = log
+    steps = [line['epoch'] for line in train.values()]
+    return steps or [step for one in evaluations for step in one] or [0]
+
+
+def _read(log: Path) -> _Log:
     """Training lines by iteration; top-1 accuracy in percent of validation and of training by epoch."""
     train, val, train_top1 = {}, {}, {}
     for text in log.read_text().splitlines():

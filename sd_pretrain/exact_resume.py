@@ -20,10 +20,13 @@ from sd_pretrain.chance import derive_seed
 from sd_pretrain.cli import InputError
 from sd_pretrain.launch import unwrap
 from sd_pretrain.losses import sd_loss
+from sd_pretrain.run_record import without_places
 from sd_pretrain.schedule import HOOK, snapshot_hooks
 from sd_pretrain.teacher_source import identified
 
 SETTINGS_KEY = 'run_settings'
+# Checkpoints of earlier states have none of these.
+_LATER = ('optim_wrapper.type', 'train_dataloader.dataset.', 'data_preprocessor.')
 _FORK = 'fork'
 
 
@@ -116,10 +119,15 @@ def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
         'train_cfg.max_epochs': cfg.train_cfg.max_epochs,
         'randomness.seed': (cfg.get('randomness') or {}).get('seed'),
     }
+    images = without_places(cfg.train_dataloader.dataset)
+    settings |= {f'train_dataloader.dataset.{key}': images[key] for key in images}
+    preprocessor = without_places(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {})
+    settings |= {f'data_preprocessor.{key}': preprocessor[key] for key in preprocessor}
     for key in ('init_seed', 'tolerance'):
         if cfg.model.get(key) is not None:
             settings[f'model.{key}'] = cfg.model[key]
     optim_wrapper = cfg.get('optim_wrapper') or {}
+    settings['optim_wrapper.type'] = optim_wrapper.get('type', 'OptimWrapper')
     kept = ['accumulative_counts', 'clip_grad', 'paramwise_cfg']
     kept += ['optimizer'] if optim_wrapper.get('paramwise_cfg') else []
     settings |= {f'optim_wrapper.{key}': optim_wrapper[key] for key in kept if optim_wrapper.get(key)}
@@ -162,6 +170,8 @@ def check_settings(
     if before is None:
         return
     free = {_FORK}
+    if _LATER[0] not in before:
+        free |= {key for key in now if key.startswith(_LATER)}
     untaught = min(_taught_from(now), _taught_from(before))
     if fork and not before.get(_FORK) and content['meta']['epoch'] <= untaught:
         free |= {key for key in now.keys() | before.keys() if key.startswith(HOOK)} - {f'{HOOK}.ends'}

@@ -129,7 +129,7 @@ def generations_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _teacher_options(what: Generations, generation: int, last: dict[str, Any]) -> list[str]:
-    options = [f'{_TEACHER}.checkpoint={last["checkpoint"]}']
+    options = [f'{_TEACHER}.checkpoint="{last["checkpoint"]}"']
     if generation > 2:
         # From here on the teacher is of the student's own network, not of the first generation's.
         teacher = load_config(what.config).custom_hooks[0].teacher

@@ -185,7 +185,7 @@ class ImageNetFolder(EpochSeeded):
         index = index if self.chosen is None else int(self.chosen[index])
         try:
             image = self.load(self.samples.read(index))
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             where = self.samples.where(index)
             raise InputError(f'cannot read image {where}: {error}; replace or remove it') from None
         return {'inputs': image, 'labels': int(self.samples.labels[index])}

@@ -100,20 +100,21 @@ def fingerprint(cfg: Config) -> str:
     Raises:
         InputError: such a teacher cannot be read.
     """
-
-    def keep(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: keep(item) for key, item in value.items() if key not in _LEFT_OUT}
-        if isinstance(value, list | tuple):
-            return [keep(item) for item in value]
-        return value
-
-    settings = keep(cfg.to_dict())
+    settings = without_places(cfg.to_dict())
     for hook in snapshot_hooks(settings):
         if hook.get('teacher') is not None:
             hook['teacher'] = identified(hook['teacher'])
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def without_places(value: Any) -> Any:
+    """A config, or a part of it, without the settings of where a run happens and how fast."""
+    if isinstance(value, dict):
+        return {key: without_places(item) for key, item in value.items() if key not in _LEFT_OUT}
+    if isinstance(value, list | tuple):
+        return [without_places(item) for item in value]
+    return value
 
 
 def finished_result(work_dir: str | Path, settings: str) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -157,8 +158,11 @@ class SnapshotDistillationHook(Hook):
             'iter': iteration,
         }
         path = Path(runner.work_dir) / f'snapshot_{k}.pth'
+        # By way of memory, as mmengine writes: torch's own writer does not say that a disk is full.
+        buffer = io.BytesIO()
+        torch.save({'meta': meta, 'state_dict': state}, buffer)
         with whole(path) as part:
-            torch.save({'meta': meta, 'state_dict': state}, part)
+            part.write_bytes(buffer.getbuffer())
         runner.logger.info(f'Saved {path.name} at the end of mini-generation {k}.')
 
 

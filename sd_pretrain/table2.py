@@ -197,7 +197,7 @@ class Repetition:
             lesson = {
                 'distill': 'True',
                 'temperature': str(self.what.temperature),
-                'teacher.checkpoint': str(self.folder / f't_{teacher}' / 'snapshot_1.pth'),
+                'teacher.checkpoint': f'"{self.folder / f"t_{teacher}" / "snapshot_1.pth"}"',
                 'teacher.from_epoch': str(student),
             }
             run = self._run(

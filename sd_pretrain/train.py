@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from sd_pretrain.prepare import (
 from sd_pretrain.run_record import RESULT, RunRecordHook, fingerprint, finished_result
 from sd_pretrain.stop_hook import StopAfterHook
 from sd_pretrain.teacher_source import check_teacher_source
-from sd_pretrain.work_dir import write_json
+from sd_pretrain.work_dir import alone_in, write_json
 
 # Set by the shell launchers once their single-process check has passed: not every process needs to repeat it.
 CHECKED = 'SD_PRETRAIN_CHECKED'
@@ -116,13 +116,13 @@ def train(
         return Outcome(None, f'Config and data are fine: {counts}.')
     cfg.launcher = launcher
     init_distributed(launcher, cfg)
-    runner = Runner.from_cfg(cfg)
-    record = RunRecordHook()
-    runner.register_hook(record)
-    runner.register_hook(ExactResumeHook(run_settings(cfg, processes)))
-    if stop_after is not None:
-        runner.register_hook(StopAfterHook(stop_after))
-    with readable_worker_errors():
+    with readable_worker_errors(), alone_in(cfg.work_dir) if is_main_process(launcher) else nullcontext():
+        runner = Runner.from_cfg(cfg)
+        record = RunRecordHook()
+        runner.register_hook(record)
+        runner.register_hook(ExactResumeHook(run_settings(cfg, processes)))
+        if stop_after is not None:
+            runner.register_hook(StopAfterHook(stop_after))
         runner.train()
         if runner.epoch < runner.max_epochs:
             leave_distributed()

@@ -67,6 +67,27 @@ def one_at_a_time(path: str | Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def alone_in(work_dir: str | Path) -> Iterator[None]:
+    """Keep other trainings out of a work dir: each would overwrite the other's checkpoints.
+
+    Raises:
+        InputError: one is at work there.
+    """
+    path = Path(work_dir) / '.lock'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f'another training is at work in {work_dir}; wait until it ends, or take another --work-dir'
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
     """The checkpoint that was written last, ``None`` if there is none.
 

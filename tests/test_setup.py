@@ -200,6 +200,17 @@ def test_setup_in_an_active_environment_keeps_what_suits(clone):
     assert not any(line.startswith(('torchvision', 'onedl', 'numpy')) for line in constraints)
 
 
+@pytest.mark.parametrize('tool', ['env', 'setup'])
+def test_an_exported_cdpath_leads_nowhere_else(clone, tool):
+    """Bash would go to a folder of the same name there, and print where."""
+    clone.environment('.venv', stamped=True)
+    (clone.root.parent / 'home' / 'tools').mkdir(parents=True)
+    script = f'source tools/{tool}.sh; echo "$PWD"'
+    done = run(['bash', '-c', script], clone.root, CDPATH=str(clone.root.parent / 'home'))
+    assert done.returncode == 0, done.stderr
+    assert str(clone.root.parent / 'home') not in done.stdout + done.stderr
+
+
 def test_setup_repairs_what_the_doctor_does_not_like(clone):
     clone.environment('.venv', stamped=True, doctor=1)
     done = clone.setup()

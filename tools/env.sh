@@ -1,7 +1,7 @@
 # Every launcher begins with: source "$(dirname "$0")/env.sh"
 # Goes to the repository's root, finds the environment (see find_env.sh; sets one up where there is none), exports
 # PYTHON, its interpreter, and PYTHONPATH, so that this clone's packages are the ones imported.
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 source tools/find_env.sh
 
 sd_choose() {

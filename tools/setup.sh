@@ -6,7 +6,7 @@
 # every package that suits (torch, torchvision and a compiled mmcv above all). Nothing is compiled. Ends with
 # tools/doctor.py. Running it again takes seconds; with pip options it always asks pip.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/find_env.sh
 
 die() {

@@ -12,6 +12,7 @@ import timm
 import torch
 
 from sd_pretrain.curves import read_curves
+from sd_pretrain.exact_resume import check_settings
 from sd_pretrain.imagenet import ImageNetFolder
 from sd_pretrain.snapshot_hook import TEACHER_KEY
 
@@ -184,6 +185,14 @@ def test_each_epoch_crops_anew(image_folder, epoch, same):
             ["paramwise_cfg was not set, now {'norm_decay_mult': 0}", "optimizer was not set, now {'type'"],
         ),
         (
+            ['train_dataloader.dataset.size=40', 'data_preprocessor.jitter=0.9', '--amp'],
+            [
+                'train_dataloader.dataset.size was 32, now 40',
+                'data_preprocessor.jitter was 0.1, now 0.9',
+                'optim_wrapper.type was OptimWrapper, now Bf16OptimWrapper',
+            ],
+        ),
+        (
             ['train_cfg.max_epochs=6', 'custom_hooks.0.ends=[2,6]', 'param_scheduler.0.periods=[2,4]'],
             ['train_cfg.max_epochs was 4, now 6'],
         ),
@@ -200,6 +209,14 @@ def test_a_resume_with_other_settings_is_refused(
     assert line.startswith(f'error: {checkpoint} is of a run with other settings: ')
     assert all(difference in line for difference in differences), line
     assert not (tmp_path / 'new').exists()
+
+
+def test_a_checkpoint_of_an_earlier_state_says_nothing_of_images(trained):
+    now = load(trained('sd'), 2)['meta']['run_settings']
+    later = ('optim_wrapper.type', 'train_dataloader.dataset.', 'data_preprocessor.')
+    before = {key: value for key, value in now.items() if not key.startswith(later)}
+    assert len(now) - len(before) > 5
+    check_settings(now, {'meta': {'run_settings': before, 'epoch': 2}}, 'epoch_2.pth')
 
 
 def test_a_resume_from_within_an_epoch_is_refused(run_tool, configs, image_folder, tmp_path, capfd):

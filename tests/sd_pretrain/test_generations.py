@@ -86,8 +86,8 @@ def train(run_tool, jobs_here):
 
 @pytest.fixture(scope='module')
 def trained(train, cifar, tmp_path_factory):
-    """Work dir of two generations of the tolerant teacher."""
-    work_dir = tmp_path_factory.mktemp('generations')
+    """Work dir of two generations of the tolerant teacher, in a folder that --cfg-options would part."""
+    work_dir = tmp_path_factory.mktemp('generations') / 'my disk, 2'
     places = ['--data-root', cifar.parent, '--work-dir', work_dir]
     config = CONFIGS / 'tolerant_resnet20.py'
     assert train(config, 2, *places) == 0

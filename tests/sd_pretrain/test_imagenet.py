@@ -94,6 +94,12 @@ def test_damaged_image_is_named(root, content):
         ImageNetFolder(str(root), 'train')[0]
 
 
+def test_image_too_large_for_pil_is_named(root, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
+    with pytest.raises(InputError, match=r'cannot read image .*n00000000.*exceeds limit'):
+        ImageNetFolder(str(root), 'val')[0]
+
+
 def test_real_photos(real_data):
     counts = check_imagenet(real_data / 'ILSVRC2012')
     assert counts['classes'] == 24

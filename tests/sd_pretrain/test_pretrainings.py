@@ -98,3 +98,18 @@ def test_stop_where_no_checkpoint_is_written(tiny_config, image_folder, tmp_path
     with jobs_here(), pytest.raises(RuntimeError):
         run_pretrainings('odd', [run], data_root=image_folder)
     assert re.search('error: --stop-after 1: .* a multiple of 2', capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    'tool, arguments, instead',
+    [
+        ('table2.py', ['--quick'], '--seeds'),
+        ('table3.py', ['--quick', '--seeds', 3], '--seeds'),
+        ('table4.py', ['--data-root', 'none'], '--seeds'),
+        ('train_generations.py', ['configs/cifar100/ban_resnet20.py', 2], '--seed'),
+    ],
+)
+def test_one_seed_for_all_runs_is_refused(run_tool, capsys, tool, arguments, instead):
+    """Runs of several seeds would be copies of one, and their spread 0."""
+    assert run_tool(tool, *arguments, '--cfg-options', 'total_batch_size=8', 'randomness.seed=7') == 2
+    assert capsys.readouterr().err.endswith(f'with the same seed; give {instead}\n')

@@ -1,4 +1,4 @@
-"""Reading configs while another process is still writing what they are printed with."""
+"""Reading configs, while another process is still writing what they are printed with; options with paths."""
 
 import os
 import subprocess
@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from sd_pretrain.experiments import parse_options
 
 REPO = Path(__file__).resolve().parents[2]
 PRINT = 'from sd_pretrain.cli import read_config; read_config("configs/sd_r18_imagenet.py").pretty_text'
@@ -45,3 +47,19 @@ def test_a_cache_that_stays_damaged_is_named(yapf_cache):
     reader = start()
     assert reader.wait(60) == 1
     assert f'InputError: the cache of yapf in {yapf_cache[0].parents[1]}' in reader.stderr.read()
+
+
+@pytest.mark.parametrize(
+    'given, value',
+    [
+        ('/my disk/a.pth', '/my disk/a.pth'),
+        ('"/my disk, 2/a.pth"', '/my disk, 2/a.pth'),
+        (' 3', 3),
+        ('"[1, 2]"', [1, 2]),
+        ('(1, a)', (1, 'a')),
+        ('1, 2', [1, 2]),
+        ("'a', 'b'", ['a', 'b']),
+    ],
+)
+def test_a_path_among_options_keeps_its_spaces_and_commas(given, value):
+    assert parse_options([f'key={given}']) == {'key': value}

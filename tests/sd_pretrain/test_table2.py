@@ -31,8 +31,8 @@ def cifar(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def table2(run_tool, cifar, tmp_path_factory, jobs_here):
-    """Work dir of the quick version: 4 epochs of 2 iterations."""
-    work_dir = tmp_path_factory.mktemp('table2')
+    """Work dir of the quick version, with a space and a comma in its path: 4 epochs of 2 iterations."""
+    work_dir = tmp_path_factory.mktemp('table2') / 'my disk, 2'
     with jobs_here():
         assert run_tool('table2.py', *arguments_of(cifar.parent, work_dir)) == 0
     return work_dir

@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 
+from sd_pretrain.work_dir import alone_in
+
 
 def test_check_only_writes_nothing(run_tool, tiny_config, image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
@@ -129,3 +131,9 @@ def test_batch_that_cannot_be_divided(refused, tiny_config, monkeypatch):
 def test_launcher_without_its_environment(refused, tiny_config, monkeypatch):
     monkeypatch.delenv('WORLD_SIZE', raising=False)
     assert '--launcher pytorch: ' in refused(tiny_config, '--launcher', 'pytorch')
+
+
+def test_a_work_dir_that_another_training_is_at_work_in(refused, tiny_config, tmp_path):
+    with alone_in(tmp_path / 'new'):
+        assert f'another training is at work in {tmp_path}/new' in refused(tiny_config)
+    assert [path.name for path in (tmp_path / 'new').iterdir()] == ['.lock']

@@ -51,6 +51,25 @@ def test_training_errors_of_a_resumed_run_count_from_where_it_began(tmp_path):
     assert read_curves(tmp_path).train_top1 == [(1.0, 12.0), (2.0, 29.0), (3.0, 41.0)]
 
 
+@pytest.mark.parametrize(
+    'parts',
+    [
+        [('13', (1, 2)), ('05', (3, 4))],
+        [('01', (1, 2)), ('03', (3,)), ('02', (4,))],
+        # Resumed from an earlier epoch, which the names alone tell.
+        [('01', (1, 2)), ('02', (3, 4)), ('03', (2,)), ('04', (3, 4))],
+    ],
+    ids=['another time zone', 'clock set back', 'again from an earlier epoch'],
+)
+def test_a_run_is_read_in_the_order_of_its_parts(tmp_path, parts):
+    for gain, (hour, epochs) in enumerate(parts):
+        write_log(tmp_path, f'20260101_{hour}0000', epochs, gain=gain)
+    last = {epoch: 10.0 * epoch + gain for gain, (_, epochs) in enumerate(parts) for epoch in epochs}
+    curves = read_curves(tmp_path)
+    assert curves.top1 == [(float(epoch), last[epoch]) for epoch in (1, 2, 3, 4)]
+    assert len(curves.loss) == 4 * ITERATIONS
+
+
 def test_figure_of_two_runs_as_png_and_svg(tmp_path, monkeypatch, capsys):
     write_log(tmp_path / 'bl', ends=(4,))
     write_log(tmp_path / 'sd', ends=(2, 4), gain=3.0)
