@@ -203,6 +203,10 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
             "model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='GN', num_groups=32)))",
             "has norm_cfg.type='GN', which",
         ),
+        (
+            "model = dict(backbone=dict(norm_cfg=dict(type='BN', eps=1e-3)))",
+            r'has norm_cfg\.eps=0\.001, which',
+        ),
         ('model = dict(data_preprocessor=dict(bgr_to_rgb=False))', 'leaves images in BGR'),
         (
             "val_dataloader = dict(dataset=dict(ann_file='VOC2012/ImageSets/Main/val.txt'))",
