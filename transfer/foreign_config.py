@@ -72,6 +72,10 @@ def adopt(cfg: Config, processes: int = 1) -> None:
     if 'pretrained' in cfg.model:
         cfg.model.pretrained = None
     cfg.val_evaluator = cfg.test_evaluator = TASKS[task].evaluator
+    # Of each image it is known by its place what was predicted, of all of them.
+    cfg.val_dataloader.sampler = {'type': 'DefaultSampler', 'shuffle': False}
+    if cfg.val_dataloader.get('drop_last'):
+        cfg.val_dataloader.drop_last = False
     # What is measured is what pictures are drawn of; and a config may have no test at all.
     cfg.test_dataloader, cfg.test_cfg = cfg.val_dataloader, {'type': 'TestLoop'}
 

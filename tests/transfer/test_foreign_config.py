@@ -14,6 +14,7 @@ from sd_pretrain.cli import InputError
 from transfer import finetune, runner
 from transfer.backbone import put_into, read_backbone
 from transfer.foreign_config import data_folder
+from transfer.predictions import load_predictions
 from transfer.run_record import load_config
 from transfer.table import require_comparable
 from transfer.transfer_report import note_transfer
@@ -220,6 +221,22 @@ def test_what_cannot_be_judged_is_refused(in_repo, backbone, tiny_voc, tmp_path,
     options = runner.Options(config=config, data_root=str(tiny_voc))
     with pytest.raises(InputError, match=message):
         runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+
+
+def test_every_test_image_comes_in_its_place(in_repo, backbone, tiny_voc, tmp_path):
+    # Of 2 test images no batch of 4 is full.
+    text = RETINANET + (
+        'val_dataloader.update(batch_size=4, drop_last=True,\n'
+        "    sampler=dict(_delete_=True, type='DefaultSampler'))\n"
+    )
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    _, work_dir = run('det', 'voc07', config, backbone, tiny_voc, tmp_path)
+    found, images = load_predictions(work_dir, 'det')
+    annotations = tiny_voc / 'VOCdevkit' / 'VOC2007' / 'Annotations'
+    boxes = [(annotations / f'{one}.xml').read_text().count('<object>') for one in images]
+    assert found.boxes.sum(1).tolist() == boxes and len(boxes) == 2
+    cfg = Config.fromfile(work_dir / 'my_config.py')
+    assert cfg.val_dataloader.sampler == dict(type='DefaultSampler', shuffle=False)
 
 
 def test_what_mmengine_supplies_may_be_left_out(in_repo, backbone, tiny_voc, tmp_path):
