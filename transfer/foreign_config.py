@@ -16,6 +16,8 @@ _NEEDED = (
     *('val_cfg', 'val_dataloader', 'val_evaluator'),
 )
 
+_VOC_CLASSES = 20
+
 
 def adopt(cfg: Config, processes: int = 1) -> None:
     """Give a stock detector's or segmentor's config (changed in place) a task, a dataset and our metrics.
@@ -65,6 +67,8 @@ def adopt(cfg: Config, processes: int = 1) -> None:
     types, (needed, *_) = _types(cfg.val_evaluator), _types(TASKS[task].evaluator)
     if needed not in types:
         raise InputError(f'{name} measures with {", ".join(map(str, types))}: {needed} is needed')
+    if task == 'det':
+        _check_detector(cfg)
     cfg.merge_from_dict({'task': task, 'dataset': dataset})
     cfg.total_batch_size = processes * cfg.train_dataloader.batch_size
     cfg.default_hooks = cfg.get('default_hooks') or {}
@@ -101,6 +105,29 @@ def open_datasets(datasets: Iterable[dict]) -> list[dict]:
         if not inner:
             found.append(one)
     return found
+
+
+def _check_detector(cfg: Config) -> None:
+    """Refuse a detector of other classes than the data's, or one of masks, which the data has not."""
+    name = Path(cfg.filename).name
+    tested = open_datasets([cfg.val_dataloader.dataset])[0]
+    classes = (tested.get('metainfo') or {}).get('classes')
+    wanted = len(classes) if isinstance(classes, list | tuple) else _VOC_CLASSES
+    for place, part in (('model', cfg.model), ('model.roi_head', cfg.model.get('roi_head') or {})):
+        heads = part.get('bbox_head') or []
+        for head in heads if isinstance(heads, list) else [heads]:
+            found = head.get('num_classes', wanted)
+            if found != wanted:
+                raise InputError(
+                    f'{name} has {found} classes, and the data has {wanted}: set '
+                    f'{place}.bbox_head.num_classes={wanted}'
+                )
+        masks = [key for key in ('mask_head', 'panoptic_head', 'semantic_head') if part.get(key)]
+        if masks:
+            raise InputError(
+                f'{name} has a {place}.{masks[0]}, which learns masks, and the data has boxes alone: '
+                'set it to None where the detector does without'
+            )
 
 
 def _years(datasets: Iterable[dict]) -> tuple[str, ...]:

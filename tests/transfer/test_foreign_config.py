@@ -210,6 +210,18 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
         ),
         ('model = dict(data_preprocessor=dict(bgr_to_rgb=False))', 'leaves images in BGR'),
         (
+            'model = dict(bbox_head=dict(num_classes=80))',
+            r'has 80 classes, and the data has 20: set model\.bbox_head\.num_classes=20',
+        ),
+        (
+            'model = dict(roi_head=dict(bbox_head=[dict(num_classes=20), dict(num_classes=80)]))',
+            r'has 80 classes, .*: set model\.roi_head\.bbox_head\.num_classes=20',
+        ),
+        (
+            "model = dict(roi_head=dict(mask_head=dict(type='FCNMaskHead')))",
+            r'has a model\.roi_head\.mask_head, which learns masks',
+        ),
+        (
             "val_dataloader = dict(dataset=dict(ann_file='VOC2012/ImageSets/Main/val.txt'))",
             'trains on VOC2007 and VOC2012 and tests on VOC2012: there are det voc07',
         ),
@@ -221,6 +233,16 @@ def test_what_cannot_be_judged_is_refused(in_repo, backbone, tiny_voc, tmp_path,
     options = runner.Options(config=config, data_root=str(tiny_voc))
     with pytest.raises(InputError, match=message):
         runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+
+
+def test_as_many_classes_as_the_config_takes_of_the_data(tmp_path):
+    two = "metainfo=dict(classes=('cat', 'dog'))"
+    text = (
+        "_base_ = ['{base}']\nmodel = dict(bbox_head=dict(num_classes=2))\n"
+        f'val_dataloader = dict(dataset=dict({two}))\n'
+    )
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    assert load_config(config).dataset == 'voc0712'
 
 
 def test_every_test_image_comes_in_its_place(in_repo, backbone, tiny_voc, tmp_path):
