@@ -16,6 +16,8 @@ _NEEDED = (
     *('val_cfg', 'val_dataloader', 'val_evaluator'),
 )
 
+# What trains for longer or at other rates as the metrics of a validation say.
+_STEERING = ('EarlyStopping', 'ReduceOnPlateau')
 _VOC_CLASSES = 20
 
 
@@ -67,6 +69,7 @@ def adopt(cfg: Config, processes: int = 1) -> None:
     types, (needed, *_) = _types(cfg.val_evaluator), _types(TASKS[task].evaluator)
     if needed not in types:
         raise InputError(f'{name} measures with {", ".join(map(str, types))}: {needed} is needed')
+    _check_hooks(cfg, task)
     if task == 'det':
         _check_detector(cfg)
     cfg.merge_from_dict({'task': task, 'dataset': dataset})
@@ -105,6 +108,28 @@ def open_datasets(datasets: Iterable[dict]) -> list[dict]:
         if not inner:
             found.append(one)
     return found
+
+
+def _check_hooks(cfg: Config, task: str) -> None:
+    """Refuse what watches a metric that is not measured, or has the test images steer the training."""
+    name = Path(cfg.filename).name
+    best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
+    known = ['auto', *(metric.source.removesuffix('_exact') for metric in TASKS[task].metrics)]
+    wrong = [one for one in (best if isinstance(best, list) else [best]) if one and one not in known]
+    if wrong:
+        raise InputError(
+            f'{name} saves the best network by {wrong[0]}, which is not measured: set '
+            f'default_hooks.checkpoint.save_best to one of {", ".join(known)}, or to None'
+        )
+    for key in ('custom_hooks', 'param_scheduler'):
+        parts = cfg.get(key) or []
+        types = [str(one.get('type')) for one in (parts if isinstance(parts, list) else [parts])]
+        steering = [one for one in types if any(word in one for word in _STEERING)]
+        if steering:
+            raise InputError(
+                f'{name} has {steering[0]}, which trains as the test images want it, and they are to judge: '
+                f'take it out of {key}'
+            )
 
 
 def _check_detector(cfg: Config) -> None:

@@ -222,6 +222,18 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
             r'has a model\.roi_head\.mask_head, which learns masks',
         ),
         (
+            "default_hooks = dict(checkpoint=dict(save_best='pascal_voc/mAP'))",
+            'by pascal_voc/mAP, which is not measured: .* one of auto, 11point/mAP, area/mAP',
+        ),
+        (
+            "custom_hooks = [dict(type='EarlyStoppingHook', monitor='11point/mAP')]",
+            'has EarlyStoppingHook, .*: take it out of custom_hooks',
+        ),
+        (
+            "param_scheduler = dict(_delete_=True, type='ReduceOnPlateauLR', monitor='11point/mAP')",
+            'has ReduceOnPlateauLR, .*: take it out of param_scheduler',
+        ),
+        (
             "val_dataloader = dict(dataset=dict(ann_file='VOC2012/ImageSets/Main/val.txt'))",
             'trains on VOC2007 and VOC2012 and tests on VOC2012: there are det voc07',
         ),
