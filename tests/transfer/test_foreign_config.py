@@ -284,6 +284,19 @@ def test_what_mmengine_supplies_may_be_left_out(in_repo, backbone, tiny_voc, tmp
     assert result['checkpoint'] == 'iter_3.pth'
 
 
+def test_what_is_measured_after_a_run_broken_off_in_its_last_validation_is_the_average_too(
+    in_repo, backbone, tiny_voc, tmp_path
+):
+    text = FCN + "custom_hooks = [dict(type='EMAHook')]\noptim_wrapper = dict(optimizer=dict(lr=0.1))\n"
+    config = written(tmp_path, text, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    result, work_dir = run('seg', 'voc12', config, backbone, tiny_voc, tmp_path)
+    before, _ = load_predictions(work_dir, 'seg')
+    (work_dir / 'result.json').unlink()
+    again, _ = run('seg', 'voc12', config, backbone, tiny_voc, tmp_path)
+    after, _ = load_predictions(work_dir, 'seg')
+    assert after.union.tolist() == before.union.tolist() and again['metrics'] == result['metrics']
+
+
 @pytest.mark.parametrize('random', [False, True])
 def test_other_weights_that_a_config_names_are_not_taken(in_repo, backbone, tmp_path, random):
     text = (
