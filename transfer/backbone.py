@@ -74,9 +74,11 @@ def config_arch(cfg: Any) -> str:
     for place in PLACES:
         part = _part(cfg, place) or {}
         other = [f'{one}={part[one]!r}' for one in _OTHER_NETWORK if part.get(one)]
-        norm = (part.get('norm_cfg') or {}).get('type', 'BN')
-        if 'BN' not in norm:
-            other.append(f'norm_cfg.type={norm!r}')
+        norm = part.get('norm_cfg') or {}
+        if 'BN' not in norm.get('type', 'BN'):
+            other.append(f'norm_cfg.type={norm["type"]!r}')
+        if norm.get('eps', 1e-5) != 1e-5:
+            other.append(f'norm_cfg.eps={norm["eps"]}')
         if other:
             raise InputError(f"the {place} of {name} has {other[0]}, which the checkpoint's network has not")
         style = part.get('style', 'pytorch')

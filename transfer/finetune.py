@@ -169,7 +169,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     runner.register_hook(hook)
     with _readable_image_errors():
         runner.train()
-        metrics = hook.metrics if hook.metrics is not None else runner.val()
+        metrics = hook.metrics if hook.metrics is not None else runner.val_loop.run()
     result = {
         **run,
         **_summary(cfg, metrics, runner.val_evaluator.metrics),

@@ -16,6 +16,10 @@ _NEEDED = (
     *('val_cfg', 'val_dataloader', 'val_evaluator'),
 )
 
+# What trains for longer or at other rates as the metrics of a validation say.
+_STEERING = ('EarlyStopping', 'ReduceOnPlateau')
+_VOC_CLASSES = 20
+
 
 def adopt(cfg: Config, processes: int = 1) -> None:
     """Give a stock detector's or segmentor's config (changed in place) a task, a dataset and our metrics.
@@ -65,6 +69,9 @@ def adopt(cfg: Config, processes: int = 1) -> None:
     types, (needed, *_) = _types(cfg.val_evaluator), _types(TASKS[task].evaluator)
     if needed not in types:
         raise InputError(f'{name} measures with {", ".join(map(str, types))}: {needed} is needed')
+    _check_hooks(cfg, task)
+    if task == 'det':
+        _check_detector(cfg)
     cfg.merge_from_dict({'task': task, 'dataset': dataset})
     cfg.total_batch_size = processes * cfg.train_dataloader.batch_size
     cfg.default_hooks = cfg.get('default_hooks') or {}
@@ -72,6 +79,10 @@ def adopt(cfg: Config, processes: int = 1) -> None:
     if 'pretrained' in cfg.model:
         cfg.model.pretrained = None
     cfg.val_evaluator = cfg.test_evaluator = TASKS[task].evaluator
+    # Of each image it is known by its place what was predicted, of all of them.
+    cfg.val_dataloader.sampler = {'type': 'DefaultSampler', 'shuffle': False}
+    if cfg.val_dataloader.get('drop_last'):
+        cfg.val_dataloader.drop_last = False
     # What is measured is what pictures are drawn of; and a config may have no test at all.
     cfg.test_dataloader, cfg.test_cfg = cfg.val_dataloader, {'type': 'TestLoop'}
 
@@ -97,6 +108,51 @@ def open_datasets(datasets: Iterable[dict]) -> list[dict]:
         if not inner:
             found.append(one)
     return found
+
+
+def _check_hooks(cfg: Config, task: str) -> None:
+    """Refuse what watches a metric that is not measured, or has the test images steer the training."""
+    name = Path(cfg.filename).name
+    best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
+    known = ['auto', *(metric.source.removesuffix('_exact') for metric in TASKS[task].metrics)]
+    wrong = [one for one in (best if isinstance(best, list) else [best]) if one and one not in known]
+    if wrong:
+        raise InputError(
+            f'{name} saves the best network by {wrong[0]}, which is not measured: set '
+            f'default_hooks.checkpoint.save_best to one of {", ".join(known)}, or to None'
+        )
+    for key in ('custom_hooks', 'param_scheduler'):
+        parts = cfg.get(key) or []
+        types = [str(one.get('type')) for one in (parts if isinstance(parts, list) else [parts])]
+        steering = [one for one in types if any(word in one for word in _STEERING)]
+        if steering:
+            raise InputError(
+                f'{name} has {steering[0]}, which trains as the test images want it, and they are to judge: '
+                f'take it out of {key}'
+            )
+
+
+def _check_detector(cfg: Config) -> None:
+    """Refuse a detector of other classes than the data's, or one of masks, which the data has not."""
+    name = Path(cfg.filename).name
+    tested = open_datasets([cfg.val_dataloader.dataset])[0]
+    classes = (tested.get('metainfo') or {}).get('classes')
+    wanted = len(classes) if isinstance(classes, list | tuple) else _VOC_CLASSES
+    for place, part in (('model', cfg.model), ('model.roi_head', cfg.model.get('roi_head') or {})):
+        heads = part.get('bbox_head') or []
+        for head in heads if isinstance(heads, list) else [heads]:
+            found = head.get('num_classes', wanted)
+            if found != wanted:
+                raise InputError(
+                    f'{name} has {found} classes, and the data has {wanted}: set '
+                    f'{place}.bbox_head.num_classes={wanted}'
+                )
+        masks = [key for key in ('mask_head', 'panoptic_head', 'semantic_head') if part.get(key)]
+        if masks:
+            raise InputError(
+                f'{name} has a {place}.{masks[0]}, which learns masks, and the data has boxes alone: '
+                'set it to None where the detector does without'
+            )
 
 
 def _years(datasets: Iterable[dict]) -> tuple[str, ...]:

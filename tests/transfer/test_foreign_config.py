@@ -14,6 +14,7 @@ from sd_pretrain.cli import InputError
 from transfer import finetune, runner
 from transfer.backbone import put_into, read_backbone
 from transfer.foreign_config import data_folder
+from transfer.predictions import load_predictions
 from transfer.run_record import load_config
 from transfer.table import require_comparable
 from transfer.transfer_report import note_transfer
@@ -203,7 +204,35 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
             "model = dict(backbone=dict(norm_cfg=dict(_delete_=True, type='GN', num_groups=32)))",
             "has norm_cfg.type='GN', which",
         ),
+        (
+            "model = dict(backbone=dict(norm_cfg=dict(type='BN', eps=1e-3)))",
+            r'has norm_cfg\.eps=0\.001, which',
+        ),
         ('model = dict(data_preprocessor=dict(bgr_to_rgb=False))', 'leaves images in BGR'),
+        (
+            'model = dict(bbox_head=dict(num_classes=80))',
+            r'has 80 classes, and the data has 20: set model\.bbox_head\.num_classes=20',
+        ),
+        (
+            'model = dict(roi_head=dict(bbox_head=[dict(num_classes=20), dict(num_classes=80)]))',
+            r'has 80 classes, .*: set model\.roi_head\.bbox_head\.num_classes=20',
+        ),
+        (
+            "model = dict(roi_head=dict(mask_head=dict(type='FCNMaskHead')))",
+            r'has a model\.roi_head\.mask_head, which learns masks',
+        ),
+        (
+            "default_hooks = dict(checkpoint=dict(save_best='pascal_voc/mAP'))",
+            'by pascal_voc/mAP, which is not measured: .* one of auto, 11point/mAP, area/mAP',
+        ),
+        (
+            "custom_hooks = [dict(type='EarlyStoppingHook', monitor='11point/mAP')]",
+            'has EarlyStoppingHook, .*: take it out of custom_hooks',
+        ),
+        (
+            "param_scheduler = dict(_delete_=True, type='ReduceOnPlateauLR', monitor='11point/mAP')",
+            'has ReduceOnPlateauLR, .*: take it out of param_scheduler',
+        ),
         (
             "val_dataloader = dict(dataset=dict(ann_file='VOC2012/ImageSets/Main/val.txt'))",
             'trains on VOC2007 and VOC2012 and tests on VOC2012: there are det voc07',
@@ -218,6 +247,32 @@ def test_what_cannot_be_judged_is_refused(in_repo, backbone, tiny_voc, tmp_path,
         runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
 
 
+def test_as_many_classes_as_the_config_takes_of_the_data(tmp_path):
+    two = "metainfo=dict(classes=('cat', 'dog'))"
+    text = (
+        "_base_ = ['{base}']\nmodel = dict(bbox_head=dict(num_classes=2))\n"
+        f'val_dataloader = dict(dataset=dict({two}))\n'
+    )
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    assert load_config(config).dataset == 'voc0712'
+
+
+def test_every_test_image_comes_in_its_place(in_repo, backbone, tiny_voc, tmp_path):
+    # Of 2 test images no batch of 4 is full.
+    text = RETINANET + (
+        'val_dataloader.update(batch_size=4, drop_last=True,\n'
+        "    sampler=dict(_delete_=True, type='DefaultSampler'))\n"
+    )
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    _, work_dir = run('det', 'voc07', config, backbone, tiny_voc, tmp_path)
+    found, images = load_predictions(work_dir, 'det')
+    annotations = tiny_voc / 'VOCdevkit' / 'VOC2007' / 'Annotations'
+    boxes = [(annotations / f'{one}.xml').read_text().count('<object>') for one in images]
+    assert found.boxes.sum(1).tolist() == boxes and len(boxes) == 2
+    cfg = Config.fromfile(work_dir / 'my_config.py')
+    assert cfg.val_dataloader.sampler == dict(type='DefaultSampler', shuffle=False)
+
+
 def test_what_mmengine_supplies_may_be_left_out(in_repo, backbone, tiny_voc, tmp_path):
     text = FCN.replace(
         'default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))',
@@ -227,6 +282,19 @@ def test_what_mmengine_supplies_may_be_left_out(in_repo, backbone, tiny_voc, tmp
     config = written(tmp_path, text, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
     result, _ = run('seg', 'voc12', config, backbone, tiny_voc, tmp_path)
     assert result['checkpoint'] == 'iter_3.pth'
+
+
+def test_what_is_measured_after_a_run_broken_off_in_its_last_validation_is_the_average_too(
+    in_repo, backbone, tiny_voc, tmp_path
+):
+    text = FCN + "custom_hooks = [dict(type='EMAHook')]\noptim_wrapper = dict(optimizer=dict(lr=0.1))\n"
+    config = written(tmp_path, text, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    result, work_dir = run('seg', 'voc12', config, backbone, tiny_voc, tmp_path)
+    before, _ = load_predictions(work_dir, 'seg')
+    (work_dir / 'result.json').unlink()
+    again, _ = run('seg', 'voc12', config, backbone, tiny_voc, tmp_path)
+    after, _ = load_predictions(work_dir, 'seg')
+    assert after.union.tolist() == before.union.tolist() and again['metrics'] == result['metrics']
 
 
 @pytest.mark.parametrize('random', [False, True])
