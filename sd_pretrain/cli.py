@@ -173,7 +173,8 @@ def run_main(main: Callable[[], int | None]) -> None:
         print('another process of this run has ended; this one stops too', file=sys.stderr, flush=True)
         os._exit(1)  # the process group cannot be left in order any more
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+        if os.environ.get('RANK', '0') == '0':
+            print('interrupted', file=sys.stderr)
         sys.exit(130)
 
 

@@ -71,6 +71,8 @@ def one_at_a_time(path: str | Path) -> Iterator[None]:
 def alone_in(work_dir: str | Path) -> Iterator[None]:
     """Keep other trainings out of a work dir: each would overwrite the other's checkpoints.
 
+    The lock is this process's: data workers, which outlive a killed training by seconds, do not hold it.
+
     Raises:
         InputError: one is at work there.
     """
@@ -78,7 +80,7 @@ def alone_in(work_dir: str | Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w') as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f'another training is at work in {work_dir}; wait until it ends, or take another --work-dir'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -95,7 +96,8 @@ def run_local(
                 while waiting and free:
                     run, place = waiting.pop(0), free.pop(0)
                     job = replace(run.job, env={**run.job.env, **shared, **place})
-                    running.append((run, executor.submit(FineTuning(job)), place))
+                    with _deaf_to_ctrl_c():
+                        running.append((run, executor.submit(FineTuning(job)), place))
                 time.sleep(_POLL_SECONDS)
                 show()
                 for entry in [entry for entry in running if entry[1].done()]:
@@ -148,6 +150,19 @@ def shown(title: str, states: Callable[[], list[RunStatus]]) -> Iterator[Callabl
     finally:
         last = time.monotonic()
         show()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Start processes of this group to which Ctrl-C says nothing: they are stopped by :func:`_stop`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _stop(jobs: Sequence[SubmittedJob]) -> None:

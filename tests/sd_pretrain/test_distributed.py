@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,22 @@ def test_slurm_launcher_without_slurm(tiny_config):
     done = dist_train('partition', 'name', tiny_config, tool='slurm_train.sh')
     assert done.returncode == 2
     assert 'no srun here' in done.stderr
+
+
+@pytest.mark.parametrize('number, said', [(signal.SIGINT, 'interrupted\n'), (signal.SIGTERM, '')])
+def test_signals_end_it_without_a_traceback(tmp_path, number, said):
+    script = tmp_path / 'train.py'
+    script.write_text(
+        'import time\n'
+        'from sd_pretrain.cli import run_main\n'
+        "run_main(lambda: (print('up', flush=True), time.sleep(60)))\n"
+    )
+    command = [sys.executable, '-m', 'sd_pretrain.torchrun', '--standalone', '--nproc_per_node=2', script]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    run = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert [run.stdout.readline() for _ in range(2)] == ['up\n'] * 2
+    run.send_signal(number)
+    assert run.communicate(timeout=60)[1] == said
+    assert run.returncode == 128 + number

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -133,7 +135,26 @@ def test_launcher_without_its_environment(refused, tiny_config, monkeypatch):
     assert '--launcher pytorch: ' in refused(tiny_config, '--launcher', 'pytorch')
 
 
+_HOLDER = """
+import os, sys
+from sd_pretrain.work_dir import alone_in
+
+with alone_in(sys.argv[1]):
+    worker = os.fork()
+    print(worker or '', flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_a_work_dir_that_another_training_is_at_work_in(refused, tiny_config, tmp_path):
-    with alone_in(tmp_path / 'new'):
+    command = [sys.executable, '-c', _HOLDER, tmp_path / 'new']
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        worker = int(''.join(holder.stdout.readline() for _ in range(2)))
         assert f'another training is at work in {tmp_path}/new' in refused(tiny_config)
+        holder.kill()
+        holder.wait()
+        # Its worker has not noticed yet.
+        os.kill(worker, 0)
+        with alone_in(tmp_path / 'new'):
+            pass
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['.lock']

@@ -105,7 +105,7 @@ def test_nothing_outlives_the_sweep(tmp_path, number):
         [sys.executable, '-c', code],
         env={**os.environ, 'PYTHONPATH': str(REPO)},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=(tmp_path / 'stderr').open('w'),
         start_new_session=True,
     )
     while not (run.job.log.is_file() and 'running' in run.job.log.read_text()):
@@ -120,6 +120,7 @@ def test_nothing_outlives_the_sweep(tmp_path, number):
         assert time.monotonic() < deadline, 'the run goes on without its sweep'
         time.sleep(0.1)
     assert not (run.work_dir / 'result.json').exists()
+    assert 'submitit' not in (tmp_path / 'stderr').read_text()
 
 
 def test_status_of_each_kind_of_run(tmp_path):
