@@ -7,6 +7,7 @@ import atexit
 import errno
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -142,8 +143,10 @@ def run_main(main: Callable[[], int | None]) -> None:
     to it and wait for the launcher to stop them, so that the first to end is the one that knows why.
     """
     try:
-        code = main() or 0
-        print(end='', flush=True)
+        try:
+            code = main() or 0
+        finally:
+            print(end='', flush=True)
         if 'RANK' in os.environ:
             _end_process(code)
         sys.exit(code)
@@ -154,6 +157,8 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
@@ -176,6 +181,13 @@ def run_main(main: Callable[[], int | None]) -> None:
         if os.environ.get('RANK', '0') == '0':
             print('interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _end_process(code: int) -> None:

@@ -87,12 +87,6 @@ def config_arch(cfg: Any) -> str:
                 f"the {place} of {name} has style={style!r}, strides where the checkpoint's network "
                 f"has none: set model.{place}.style='pytorch', and the mean and std that go with it"
             )
-    images = cfg.model.get('data_preprocessor') or {}
-    if images.get('mean') and not images.get('bgr_to_rgb'):
-        raise InputError(
-            f"the data_preprocessor of {name} leaves images in BGR, and the checkpoint's network knows RGB: "
-            'set model.data_preprocessor.bgr_to_rgb=True, and the mean and std that go with it'
-        )
     return f'resnet{backbone.depth}'
 
 

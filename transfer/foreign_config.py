@@ -69,6 +69,12 @@ def adopt(cfg: Config, processes: int = 1) -> None:
     types, (needed, *_) = _types(cfg.val_evaluator), _types(TASKS[task].evaluator)
     if needed not in types:
         raise InputError(f'{name} measures with {", ".join(map(str, types))}: {needed} is needed')
+    images = cfg.model.get('data_preprocessor') or {}
+    if images.get('mean') and not images.get('bgr_to_rgb'):
+        raise InputError(
+            f"the data_preprocessor of {name} leaves images in BGR, and the checkpoint's network knows RGB: "
+            'set model.data_preprocessor.bgr_to_rgb=True, and the mean and std that go with it'
+        )
     _check_hooks(cfg, task)
     if task == 'det':
         _check_detector(cfg)
