@@ -10,15 +10,14 @@ from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
 from transfer.tasks import DATASETS, TASKS
+from transfer.voc import CLASSES
 
 _NEEDED = (
     *('model', 'optim_wrapper', 'train_cfg', 'train_dataloader'),
     *('val_cfg', 'val_dataloader', 'val_evaluator'),
 )
-
 # What trains for longer or at other rates as the metrics of a validation say.
 _STEERING = ('EarlyStopping', 'ReduceOnPlateau')
-_VOC_CLASSES = 20
 
 
 def adopt(cfg: Config, processes: int = 1) -> None:
@@ -143,7 +142,7 @@ def _check_detector(cfg: Config) -> None:
     name = Path(cfg.filename).name
     tested = open_datasets([cfg.val_dataloader.dataset])[0]
     classes = (tested.get('metainfo') or {}).get('classes')
-    wanted = len(classes) if isinstance(classes, list | tuple) else _VOC_CLASSES
+    wanted = len(classes) if isinstance(classes, list | tuple) else len(CLASSES)
     for place, part in (('model', cfg.model), ('model.roi_head', cfg.model.get('roi_head') or {})):
         heads = part.get('bbox_head') or []
         for head in heads if isinstance(heads, list) else [heads]:
