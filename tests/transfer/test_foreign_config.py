@@ -60,7 +60,11 @@ train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, d
     _delete_=True, type='PascalVOCDataset', data_root='data/VOCdevkit/VOC2012',
     data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
     ann_file='ImageSets/Segmentation/train.txt', pipeline=train_pipeline))
-val_dataloader = dict(num_workers=0, persistent_workers=False)
+# Stock configs enlarge test images to 512 pixels.
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='LoadAnnotations'), dict(type='PackSegInputs'),
+]))
 model = dict(data_preprocessor=dict(size=(48, 48)), backbone=dict(type='ResNet', depth=18),
     decode_head=dict(in_channels=512, channels=32), auxiliary_head=dict(in_channels=256, channels=16))
 train_cfg = dict(max_iters=3, val_interval=3)
