@@ -21,7 +21,10 @@ from mmengine.config import Config, DictAction
 _LOST_PEER = re.compile(r'Connection (closed|reset) by peer|Broken pipe|Connection refused')
 _PATIENCE_SECONDS = 20.0
 # Of a disk: full, over the quota, read-only, not allowed, a file where a folder is wanted or the reverse.
-_DISK = ('ENOSPC', 'EDQUOT', 'EROFS', 'EACCES', 'EEXIST', 'ENOTDIR', 'EISDIR')
+_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+)
 
 
 class InputError(Exception):
@@ -162,7 +165,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if errno.errorcode.get(error.errno) not in _DISK:
+        if error.errno not in _DISK:
             raise
         where = '' if error.filename is None else f': {error.filename}'
         print(

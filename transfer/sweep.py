@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -155,9 +154,6 @@ def shown(title: str, states: Callable[[], list[RunStatus]]) -> Iterator[Callabl
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
     """Start processes of this group to which Ctrl-C says nothing: they are stopped by :func:`_stop`."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

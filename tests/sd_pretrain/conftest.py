@@ -3,6 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,26 @@ custom_hooks = [dict(type='SnapshotDistillationHook', ends=[2, 3], distill=True,
 train_cfg = dict(max_epochs=3)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=-1))
 """
+# Dropout draws from the process's generator, rotation and jitter from the preprocessor's, crops from the
+# dataset's: all three kinds of randomness are there.
+FOUR_EPOCHS = """
+_base_ = '{base}'
+total_batch_size = 12
+model = dict(network_args=dict(drop_rate=0.2))
+param_scheduler = [dict(type='CosineRestartLR', periods={periods}, restart_weights={weights}, eta_min=0,
+                        by_epoch=True, convert_to_iter_based=True)]
+custom_hooks = [dict(type='SnapshotDistillationHook', ends={ends}, distill={distill}{loss})]
+train_cfg = dict(max_epochs=4)
+"""
+ALGORITHMS = {
+    'bl': dict(ends=[4], periods=[4], weights=[1], distill=False, loss=''),
+    'se': dict(ends=[2, 4], periods=[2, 2], weights=[1, 1], distill=False, loss=''),
+    'sd': dict(ends=[2, 4], periods=[2, 2], weights=[1, 1], distill=True, loss=', temperature=2.0'),
+    # Taught out of a file, after the first epoch.
+    'file': dict(
+        ends=[4], periods=[4], weights=[1], distill=True, loss=', temperature=2.0, teacher={teacher}'
+    ),
+}
 
 
 def make_image_folder(root, classes=4, train=6, val=2, size=40):
@@ -58,6 +80,37 @@ def tiny_config(tmp_path_factory):
     path = tmp_path_factory.mktemp('config') / 'sd_tiny.py'
     path.write_text(TINY.format(root=ROOT))
     return path
+
+
+@pytest.fixture(scope='session')
+def four_epochs(tiny_config, tmp_path_factory):
+    """Configs of BL, SE, SD and a teacher out of a file: four epochs of two iterations."""
+    folder = tmp_path_factory.mktemp('exact')
+    torch.manual_seed(7)
+    teacher = timm.create_model('test_resnet', num_classes=4).state_dict()
+    weights = {f'network.{key}': value for key, value in teacher.items()}
+    torch.save({'meta': {'arch': 'test_resnet'}, 'state_dict': weights}, folder / 'teacher.pth')
+    spec = str({'checkpoint': str(folder / 'teacher.pth'), 'from_epoch': 1})
+    for name, settings in ALGORITHMS.items():
+        settings = settings | {'loss': settings['loss'].format(teacher=spec)}
+        (folder / f'{name}.py').write_text(FOUR_EPOCHS.format(base=tiny_config, **settings))
+    return {name: folder / f'{name}.py' for name in ALGORITHMS}
+
+
+@pytest.fixture(scope='session')
+def four_epoch_run(run_tool, four_epochs, image_folder, tmp_path_factory):
+    """``four_epoch_run(algorithm, *arguments)`` gives the work dir; equal runs are made once."""
+    done = {}
+
+    def train(algorithm, *arguments):
+        key = (algorithm, *arguments)
+        if key not in done:
+            done[key] = work_dir = tmp_path_factory.mktemp(algorithm)
+            places = ['--work-dir', work_dir, '--data-root', image_folder]
+            assert run_tool('train.py', four_epochs[algorithm], *arguments, *places) == 0
+        return done[key]
+
+    return train
 
 
 @pytest.fixture(scope='session')

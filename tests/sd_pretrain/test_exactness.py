@@ -8,68 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 
 from sd_pretrain.curves import read_curves
-from sd_pretrain.exact_resume import check_settings
 from sd_pretrain.imagenet import ImageNetFolder
 from sd_pretrain.snapshot_hook import TEACHER_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Dropout draws from the process's generator, rotation and jitter from the preprocessor's, crops from the
-# dataset's: all three kinds of randomness are there.
-FOUR_EPOCHS = """
-_base_ = '{base}'
-total_batch_size = 12
-model = dict(network_args=dict(drop_rate=0.2))
-param_scheduler = [dict(type='CosineRestartLR', periods={periods}, restart_weights={weights}, eta_min=0,
-                        by_epoch=True, convert_to_iter_based=True)]
-custom_hooks = [dict(type='SnapshotDistillationHook', ends={ends}, distill={distill}{loss})]
-train_cfg = dict(max_epochs=4)
-"""
-ALGORITHMS = {
-    'bl': dict(ends=[4], periods=[4], weights=[1], distill=False, loss=''),
-    'se': dict(ends=[2, 4], periods=[2, 2], weights=[1, 1], distill=False, loss=''),
-    'sd': dict(ends=[2, 4], periods=[2, 2], weights=[1, 1], distill=True, loss=', temperature=2.0'),
-    # Taught out of a file, after the first epoch.
-    'file': dict(
-        ends=[4], periods=[4], weights=[1], distill=True, loss=', temperature=2.0, teacher={teacher}'
-    ),
-}
 LOGGED = ('epoch', 'iter', 'step', 'lr', 'loss', 'loss_ce', 'loss_kl')
-
-
-@pytest.fixture(scope='module')
-def configs(tiny_config, tmp_path_factory):
-    """Configs of BL, SE, SD and a teacher out of a file: four epochs of two iterations."""
-    folder = tmp_path_factory.mktemp('exact')
-    torch.manual_seed(7)
-    teacher = timm.create_model('test_resnet', num_classes=4).state_dict()
-    weights = {f'network.{key}': value for key, value in teacher.items()}
-    torch.save({'meta': {'arch': 'test_resnet'}, 'state_dict': weights}, folder / 'teacher.pth')
-    spec = str({'checkpoint': str(folder / 'teacher.pth'), 'from_epoch': 1})
-    for name, settings in ALGORITHMS.items():
-        settings = settings | {'loss': settings['loss'].format(teacher=spec)}
-        (folder / f'{name}.py').write_text(FOUR_EPOCHS.format(base=tiny_config, **settings))
-    return {name: folder / f'{name}.py' for name in ALGORITHMS}
-
-
-@pytest.fixture(scope='module')
-def trained(run_tool, configs, image_folder, tmp_path_factory):
-    """``trained(algorithm, *arguments)`` gives the work dir; equal runs are made once."""
-    done = {}
-
-    def train(algorithm, *arguments):
-        key = (algorithm, *arguments)
-        if key not in done:
-            done[key] = work_dir = tmp_path_factory.mktemp(algorithm)
-            places = ['--work-dir', work_dir, '--data-root', image_folder]
-            assert run_tool('train.py', configs[algorithm], *arguments, *places) == 0
-        return done[key]
-
-    return train
 
 
 def load(work_dir, epoch):
@@ -114,32 +61,32 @@ def assert_same_run(unbroken, resumed, stop):
 
 
 @pytest.mark.parametrize('stop', [1, 2, 3], ids=['before', 'at', 'after'])
-@pytest.mark.parametrize('run', [*((name,) for name in ALGORITHMS), ('sd', '--amp')], ids=' '.join)
-def test_a_resumed_run_equals_the_unbroken_one(trained, run, stop):
-    unbroken = trained(*run)
-    resumed = trained(*run, '--resume', unbroken / f'epoch_{stop}.pth')
+@pytest.mark.parametrize('run', [('bl',), ('se',), ('sd',), ('file',), ('sd', '--amp')], ids=' '.join)
+def test_a_resumed_run_equals_the_unbroken_one(four_epoch_run, run, stop):
+    unbroken = four_epoch_run(*run)
+    resumed = four_epoch_run(*run, '--resume', unbroken / f'epoch_{stop}.pth')
     assert_same_run(unbroken, resumed, stop)
     weights = [load(unbroken, epoch)['state_dict']['network.fc.weight'] for epoch in (stop, 4)]
     assert not torch.equal(*weights)
 
 
 @pytest.mark.parametrize('workers', [('1', 'True'), ('2', 'False')], ids=['persistent', 'new each epoch'])
-def test_loader_workers_change_nothing(trained, workers, monkeypatch):
+def test_loader_workers_change_nothing(four_epoch_run, workers, monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0, 1}, raising=False)
     number, persistent = workers
     options = [f'train_dataloader.num_workers={number}', f'train_dataloader.persistent_workers={persistent}']
-    unbroken = trained('sd')
+    unbroken = four_epoch_run('sd')
     assert_same_run(
         unbroken,
-        trained('sd', '--resume', unbroken / 'epoch_2.pth', '--cfg-options', *options),
+        four_epoch_run('sd', '--resume', unbroken / 'epoch_2.pth', '--cfg-options', *options),
         stop=2,
     )
 
 
-def test_an_unpinned_seed_is_taken_over(trained):
+def test_an_unpinned_seed_is_taken_over(four_epoch_run):
     options = ['--cfg-options', 'randomness.seed=None']
-    unbroken = trained('bl', *options)
-    assert_same_run(unbroken, trained('bl', '--resume', unbroken / 'epoch_3.pth', *options), stop=3)
+    unbroken = four_epoch_run('bl', *options)
+    assert_same_run(unbroken, four_epoch_run('bl', '--resume', unbroken / 'epoch_3.pth', *options), stop=3)
 
 
 @pytest.mark.parametrize('epoch, same', [(0, True), (2, False)])
@@ -153,104 +100,16 @@ def test_each_epoch_crops_anew(image_folder, epoch, same):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(
-    'options, differences',
-    [
-        (['total_batch_size=8'], ['total_batch_size was 12, now 8']),
-        (['model.network=test_vit'], ['model.network was test_resnet, now test_vit']),
-        (['custom_hooks.0.temperature=3.0'], ['SnapshotDistillationHook.temperature was 2.0, now 3.0']),
-        (['custom_hooks.0.distill=False'], ['SnapshotDistillationHook.distill was True, now False']),
-        (['randomness.seed=1'], ['randomness.seed was 0, now 1']),
-        (
-            ['custom_hooks.0.ends=[1,4]', 'param_scheduler.0.periods=[1,3]'],
-            ['periods was [2, 2], now [1, 3]', 'ends was [2, 4], now [1, 4]'],
-        ),
-        (
-            [
-                'custom_hooks.0.ends=[2,3,4]',
-                'param_scheduler.0.periods=[2,1,1]',
-                'param_scheduler.0.restart_weights=[1,1,1]',
-            ],
-            ['ends was [2, 4], now [2, 3, 4]'],
-        ),
-        (
-            ['optim_wrapper.accumulative_counts=2', 'optim_wrapper.clip_grad.max_norm=1'],
-            [
-                'optim_wrapper.accumulative_counts was not set, now 2',
-                "optim_wrapper.clip_grad was not set, now {'max_norm': 1}",
-            ],
-        ),
-        (
-            ['optim_wrapper.paramwise_cfg.norm_decay_mult=0', 'optim_wrapper.optimizer.lr=0.2'],
-            ["paramwise_cfg was not set, now {'norm_decay_mult': 0}", "optimizer was not set, now {'type'"],
-        ),
-        (
-            ['train_dataloader.dataset.size=40', 'data_preprocessor.jitter=0.9', '--amp'],
-            [
-                'train_dataloader.dataset.size was 32, now 40',
-                'data_preprocessor.jitter was 0.1, now 0.9',
-                'optim_wrapper.type was OptimWrapper, now Bf16OptimWrapper',
-            ],
-        ),
-        (
-            ['train_cfg.max_epochs=6', 'custom_hooks.0.ends=[2,6]', 'param_scheduler.0.periods=[2,4]'],
-            ['train_cfg.max_epochs was 4, now 6'],
-        ),
-    ],
-)
-def test_a_resume_with_other_settings_is_refused(
-    run_tool, trained, configs, image_folder, tmp_path, capfd, options, differences
-):
-    checkpoint = trained('sd') / 'epoch_2.pth'
-    places = ['--work-dir', tmp_path / 'new', '--data-root', image_folder]
-    arguments = [configs['sd'], '--resume', checkpoint, *places, '--cfg-options', *options]
-    assert run_tool('train.py', *arguments) == 2
-    line = capfd.readouterr().err.splitlines()[-1]
-    assert line.startswith(f'error: {checkpoint} is of a run with other settings: ')
-    assert all(difference in line for difference in differences), line
-    assert not (tmp_path / 'new').exists()
-
-
-def test_a_checkpoint_of_an_earlier_state_says_nothing_of_images(trained):
-    now = load(trained('sd'), 2)['meta']['run_settings']
-    later = ('optim_wrapper.type', 'train_dataloader.dataset.', 'data_preprocessor.')
-    before = {key: value for key, value in now.items() if not key.startswith(later)}
-    assert len(now) - len(before) > 5
-    check_settings(now, {'meta': {'run_settings': before, 'epoch': 2}}, 'epoch_2.pth')
-
-
-def test_a_resume_from_within_an_epoch_is_refused(run_tool, configs, image_folder, tmp_path, capfd):
-    places = ['--work-dir', tmp_path / 'work', '--data-root', image_folder, '--stop-after', '2']
-    checkpoints = ['default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=1']
-    assert run_tool('train.py', configs['sd'], *places, '--cfg-options', *checkpoints) == 0
-    assert run_tool('train.py', configs['sd'], *places, '--resume', tmp_path / 'work' / 'iter_3.pth') == 2
-    line = capfd.readouterr().err.splitlines()[-1]
-    assert line.startswith(
-        'error: iteration 3, of the checkpoint to resume from, is not the end of 1 epochs of 2'
-    )
-
-
-def test_a_resume_with_another_number_of_processes_is_refused(
-    run_tool, trained, configs, image_folder, tmp_path, capfd, monkeypatch
-):
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
-    monkeypatch.setattr(os, 'cpu_count', lambda: 2)
-    places = ['--work-dir', tmp_path / 'new', '--data-root', image_folder]
-    resume = ['--resume', trained('sd') / 'epoch_2.pth', '--check', '--gpus', 2]
-    assert run_tool('train.py', configs['sd'], *resume, *places) == 2
-    assert 'number of processes was 1, now 2;' in capfd.readouterr().err
-
-
 def test_a_fork_of_the_first_mini_generation_equals_a_run_of_its_own(
-    run_tool, trained, configs, image_folder, tmp_path, capfd
+    run_tool, four_epoch_run, four_epochs, image_folder, tmp_path, capfd
 ):
     """SE and SD are the same run before anything is taught; later they are not."""
-    se, sd = trained('se'), trained('sd')
-    forked = trained('sd', '--resume', se / 'epoch_1.pth', '--cfg-options', 'fork=True')
+    se, sd = four_epoch_run('se'), four_epoch_run('sd')
+    forked = four_epoch_run('sd', '--resume', se / 'epoch_1.pth', '--cfg-options', 'fork=True')
     assert_same_run(sd, forked, stop=1)
     places = ['--work-dir', tmp_path / 'new', '--data-root', image_folder]
     late = ['--resume', se / 'epoch_3.pth', '--cfg-options', 'fork=True']
-    assert run_tool('train.py', configs['sd'], *late, *places) == 2
+    assert run_tool('train.py', four_epochs['sd'], *late, *places) == 2
     assert 'distill was False, now True' in capfd.readouterr().err
 
 
@@ -333,13 +192,13 @@ def seven_images(image_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def two_ranks(configs, image_folder, seven_images, tmp_path_factory):
+def two_ranks(four_epochs, image_folder, seven_images, tmp_path_factory):
     """Work dirs ``{algorithm}_amp{0,1}_{stop}`` of two gloo processes that both went through all runs."""
     folder = tmp_path_factory.mktemp('two')
     (folder / 'script.py').write_text(TWO_RANKS)
     hook = "custom_hooks = [*_base_.custom_hooks, dict(type='Spy')]"
     for name in ('sd', 'file'):
-        (folder / f'{name}.py').write_text(f"_base_ = '{configs[name]}'\n{hook}\n")
+        (folder / f'{name}.py').write_text(f"_base_ = '{four_epochs[name]}'\n{hook}\n")
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     done = subprocess.run(
         [*command, folder / 'script.py', image_folder, seven_images, folder],
@@ -365,7 +224,9 @@ def test_two_processes_resume_exactly(two_ranks, run, stop):
 
 @pytest.mark.parametrize('stop', [0, 1, 2, 3])
 @pytest.mark.parametrize('algorithm, taught_from', [('sd', 2), ('file', 2)])
-def test_two_processes_hold_the_same_student_and_teacher(two_ranks, configs, algorithm, taught_from, stop):
+def test_two_processes_hold_the_same_student_and_teacher(
+    two_ranks, four_epochs, algorithm, taught_from, stop
+):
     """After each epoch end, thus after each snapshot, and as soon as a resume begins."""
     work_dir = two_ranks / f'{algorithm}_amp0_{stop}'
     names = [*(['start'] if stop else []), *range(stop + 1, 5)]
@@ -375,16 +236,16 @@ def test_two_processes_hold_the_same_student_and_teacher(two_ranks, configs, alg
         assert_same(first, second, f'{name}')
         taught.append(first['teacher'] is not None)
         if algorithm == 'file' and taught[-1]:
-            wanted = torch.load(configs['file'].with_name('teacher.pth'), weights_only=True)['state_dict']
+            wanted = torch.load(four_epochs['file'].with_name('teacher.pth'), weights_only=True)['state_dict']
             assert_same(first['teacher'], {key.removeprefix('network.'): wanted[key] for key in wanted})
     # The file is read as its first epoch begins, which at the start of a resume is still to come.
     at_start = algorithm == 'sd' and stop >= taught_from
     assert taught == [at_start if name == 'start' else name >= taught_from for name in names]
 
 
-def test_two_processes_differ_from_one(two_ranks, trained):
+def test_two_processes_differ_from_one(two_ranks, four_epoch_run):
     """Each has images and randomness of its own: nothing above holds merely because all is constant."""
-    one, two = (logged(path)[0]['loss_ce'] for path in (trained('sd'), two_ranks / 'sd_amp0_0'))
+    one, two = (logged(path)[0]['loss_ce'] for path in (four_epoch_run('sd'), two_ranks / 'sd_amp0_0'))
     assert one != two
 
 
@@ -394,11 +255,11 @@ def test_two_processes_resumed_do_the_validation_that_was_killed(two_ranks):
 
 
 def test_evaluation_by_two_processes_counts_each_image_once(
-    two_ranks, configs, seven_images, run_tool, tmp_path, capsys
+    two_ranks, four_epochs, seven_images, run_tool, tmp_path, capsys
 ):
     """A batch of training is not theirs to divide."""
     found = torch.load(two_ranks / 'accuracy0.pth', weights_only=False)
     places = ['--data-root', seven_images, '--work-dir', tmp_path]
-    assert run_tool('test.py', configs['sd'], two_ranks / 'sd_amp0_0' / 'snapshot_2.pth', *places) == 0
+    assert run_tool('test.py', four_epochs['sd'], two_ranks / 'sd_amp0_0' / 'snapshot_2.pth', *places) == 0
     said = f'top-1 {found["accuracy/top1"]:.2f}%, top-5 {found["accuracy/top5"]:.2f}%'
     assert said in capsys.readouterr().out

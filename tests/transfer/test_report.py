@@ -5,11 +5,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from mmengine.visualization import LocalVisBackend
+from curves_common import leave_config, log
 from PIL import Image
 
 from sd_pretrain.cli import InputError
-from sd_pretrain.curves import read_curves
 from transfer.charts import class_chart, recall_chart
 from transfer.draw import Detection, draw_boxes
 from transfer.provenance import collect_provenance
@@ -17,66 +16,6 @@ from transfer.report import duration, resolved_classes, write_report
 from transfer.samples import Panel, Sample, choose
 from transfer.table5_json import build_table5
 from transfer.transfer_report import Confusion
-
-ITERATIONS = 4  # in an epoch
-
-
-def log(work_dir, stamp, first_epoch, last_epoch, loss=1.0):
-    """Write a training's log with mmengine's own writer: a line every two iterations and one an epoch."""
-    backend = LocalVisBackend(save_dir=work_dir / stamp / 'vis_data')
-    for epoch in range(first_epoch, last_epoch + 1):
-        for step in range((epoch - 1) * ITERATIONS + 2, epoch * ITERATIONS + 1, 2):
-            scalars = {'lr': 0.1, 'loss': loss, 'time': 0.1, 'epoch': epoch, 'iter': step}
-            backend.add_scalars(scalars, step=step)
-        backend.add_scalars({'accuracy/top1': 10.0 * epoch * loss, 'accuracy/top5': 50.0}, step=epoch)
-    return work_dir
-
-
-def leave_config(work_dir, ends):
-    text = f"custom_hooks = [dict(type='SnapshotDistillationHook', ends={ends})]\n"
-    (work_dir / 'any_name.py').write_text(text)
-
-
-def test_curves_of_one_run(tmp_path):
-    curves = read_curves(log(tmp_path, '20260101_000000', 1, 2))
-    assert curves.loss == [(0.5, 1.0), (1.0, 1.0), (1.5, 1.0), (2.0, 1.0)]
-    assert curves.lr == [(0.5, 0.1), (1.0, 0.1), (1.5, 0.1), (2.0, 0.1)]
-    assert curves.top1 == [(1.0, 10.0), (2.0, 20.0)]
-    assert curves.boundaries == []
-
-
-def test_after_a_resume_the_later_run_counts(tmp_path):
-    log(tmp_path, '20260101_000000', 1, 3, loss=1.0)
-    log(tmp_path, '20260101_010000', 3, 4, loss=0.5)
-    curves = read_curves(tmp_path)
-    assert [value for _, value in curves.loss] == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]
-    assert curves.top1 == [(1.0, 10.0), (2.0, 20.0), (3.0, 15.0), (4.0, 20.0)]
-
-
-def test_what_a_resumed_run_has_not_reached_again_does_not_count(tmp_path):
-    log(tmp_path, '20260101_000000', 1, 4, loss=1.0)
-    log(tmp_path, '20260101_010000', 2, 3, loss=0.5)
-    curves = read_curves(tmp_path)
-    assert curves.loss == [(0.5, 1.0), (1.0, 1.0), (1.5, 0.5), (2.0, 0.5), (2.5, 0.5), (3.0, 0.5)]
-    assert curves.top1 == [(1.0, 10.0), (2.0, 10.0), (3.0, 15.0)]
-
-
-def test_a_half_written_line_is_skipped(tmp_path):
-    log(tmp_path, '20260101_000000', 1, 1)
-    path = tmp_path / '20260101_000000' / 'vis_data' / 'scalars.json'
-    path.write_text(path.read_text() + '{"loss": 0.')
-    assert len(read_curves(tmp_path).loss) == 2
-
-
-def test_mini_generation_ends_come_from_the_config_but_for_the_last(tmp_path):
-    log(tmp_path, '20260101_000000', 1, 4)
-    leave_config(tmp_path, [2, 4])
-    assert read_curves(tmp_path).boundaries == [2]
-
-
-def test_folder_without_log_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r'holds no <timestamp>/vis_data/scalars\.json'):
-        read_curves(tmp_path)
 
 
 class Page(HTMLParser):
