@@ -11,6 +11,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from functools import cache, lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -70,6 +71,7 @@ def read_config(
         InputError: no such file, it does not parse, or an option that another one decides.
     """
     _import_yapf()
+    _format_once()
     if not Path(path).is_file():
         raise InputError(f'no config {path}: see configs/README.md for those there are')
     try:
@@ -106,6 +108,23 @@ def _import_yapf() -> None:
             time.sleep(seconds)
         else:
             return
+
+
+@cache
+def _format_once() -> None:
+    """Let mmengine have each text formatted once: the log, the copy on disk and every checkpoint ask for it.
+
+    It takes a second or more for a large config.
+    """
+    from yapf.yapflib import yapf_api
+
+    format_code = yapf_api.FormatCode
+
+    @lru_cache(maxsize=4)
+    def formatted(text: str, style: tuple[tuple[str, Any], ...]) -> tuple[str, bool]:
+        return format_code(text, style_config=dict(style))
+
+    yapf_api.FormatCode = lambda text, style_config: formatted(text, tuple(style_config.items()))
 
 
 # What ``--compile`` says to a config.

@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from yapf.yapflib import yapf_api
 
+from sd_pretrain.cli import read_config
 from sd_pretrain.experiments import parse_options
 
 REPO = Path(__file__).resolve().parents[2]
@@ -47,6 +49,21 @@ def test_a_cache_that_stays_damaged_is_named(yapf_cache):
     reader = start()
     assert reader.wait(60) == 1
     assert f'InputError: the cache of yapf in {yapf_cache[0].parents[1]}' in reader.stderr.read()
+
+
+def test_a_text_is_formatted_once(monkeypatch):
+    cfg = read_config(REPO / 'configs' / 'sd_r18_imagenet.py')
+    style = yapf_api.style
+    styles = []
+    monkeypatch.setattr(
+        style, 'SetGlobalStyle', lambda new, old=style.SetGlobalStyle: styles.append(old(new))
+    )
+    cfg.work_dir = 'first'
+    texts = [cfg.pretty_text, cfg.pretty_text]
+    assert len(styles) == 1
+    cfg.work_dir = 'second'
+    assert cfg.pretty_text == texts[0].replace('first', 'second') and texts[0] == texts[1]
+    assert len(styles) == 2
 
 
 @pytest.mark.parametrize(
