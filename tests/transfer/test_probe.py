@@ -241,7 +241,7 @@ def test_a_gpu_computes_the_same_features(backbones, data_root, monkeypatch):
     cfg = tiny_config(data_root)
     network, _ = build_backbone(cfg, read_backbone(backbones['A']), seed=0)
     on_gpu = extract(cfg, network, say=print)['val_features']
-    monkeypatch.setattr(features, '_device', lambda: torch.device('cpu'))
+    monkeypatch.setattr(features, 'get_device', lambda: 'cpu')
     assert on_gpu == pytest.approx(extract(cfg, network, say=print)['val_features'], abs=1e-3)
 
 
