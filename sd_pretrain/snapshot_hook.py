@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -153,6 +154,8 @@ class SnapshotDistillationHook(Hook):
         meta = {
             'schema': 1,
             'arch': model.arch,
+            # Plain values: checkpoints are read without executing what is in them.
+            'network_args': json.loads(json.dumps(model.network_args, default=str)),
             'mini_generation': k,
             'epoch': self.end_epochs[k - 1],
             'iter': iteration,

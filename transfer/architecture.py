@@ -54,13 +54,13 @@ def read_weights(checkpoint: Mapping[str, Any], where: str, key: str | None = No
         InputError: no tensors, no ResNet among them, or several of them; or the checkpoint says that it is
             another network, though its tensors do not.
     """
-    named = _recorded_name(checkpoint)
+    named = recorded_name(checkpoint)
     if _LOOKALIKE.match(named):
         raise InputError(
             f'{where} is a {named}: its weights have the names and shapes of a plain ResNet, which strides '
             'where it filters, so the features would be others'
         )
-    tensors = _select(checkpoint, where, key)
+    tensors = select_tensors(checkpoint, where, key)
     prefix = _prefix(tensors, where)
     ours = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     ignored = [name for name in tensors if not name.startswith(prefix)]
@@ -92,7 +92,7 @@ def detect_arch(state_dict: Mapping[str, Tensor], where: str = 'the checkpoint')
     raise InputError(f'{where} is none of the plain {", ".join(ARCHS)}: found {found}')
 
 
-def _recorded_name(checkpoint: Mapping[str, Any]) -> str:
+def recorded_name(checkpoint: Mapping[str, Any]) -> str:
     """The network by the checkpoint's own words: of our snapshots, our epochs, timm's training script."""
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, dict) else {}
@@ -100,7 +100,12 @@ def _recorded_name(checkpoint: Mapping[str, Any]) -> str:
     return str(meta.get('arch') or settings.get('model.network') or checkpoint.get('arch') or '')
 
 
-def _select(checkpoint: Mapping[str, Any], where: str, key: str | None) -> dict[str, Tensor]:
+def select_tensors(checkpoint: Mapping[str, Any], where: str, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a loaded checkpoint: of the entry ``key``, or of the first that is known, or its own.
+
+    Raises:
+        InputError: there are none; says what there is.
+    """
     from torch import Tensor
 
     if key is not None and not isinstance(checkpoint.get(key), Mapping):

@@ -1,4 +1,4 @@
-"""Put a backbone file into a detector or segmentor, and prove that it arrived."""
+"""Put a backbone into a detector, segmentor or probe, and prove that it arrived."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.safe_load import load_checkpoint
 from transfer.architecture import detect_arch
 from transfer.checkpoint_io import check_hashed_name, is_published, sha256_of
+from transfer.sources import FETCHED, resolve
+from transfer.timm_network import TimmNetwork, recorded_network
 
 # Where a backbone lives in a model: the backbone itself, and layer4 on the RoIs of a C4 detector.
 PLACES = ('backbone', 'roi_head.shared_head')
@@ -25,28 +27,36 @@ _OTHER_NETWORK = ('deep_stem', 'avg_down', 'conv_cfg', 'dcn', 'plugins')
 class Backbone:
     """A backbone file: where it is, the sha256 of its bytes, its architecture and its tensors.
 
-    The random initialisation is one too: path and sha256 ``'none'``, no architecture, no tensors.
+    The random initialisation is one too: path and sha256 ``'none'``, no architecture, no tensors. ``network``
+    is set where it is no plain ResNet.
     """
 
     path: str
     sha256: str
     arch: str | None
     tensors: dict[str, Tensor]
+    network: TimmNetwork | None = None
 
 
 def read_backbone(path: str | Path) -> Backbone:
     """Read a backbone file: one of ``transfer.convert``, or other tensors under torchvision's key names.
 
-    ``'none'`` stands for the random initialisation.
+    ``'none'`` stands for the random initialisation. A network that is no plain ResNet is read from a
+    checkpoint that names it, or ``timm:NAME``.
 
     Raises:
         InputError: there is no such file, or it is not a file of tensors with a backbone in it.
     """
     if str(path) == RANDOM:
         return Backbone(RANDOM, RANDOM, None, {})
-    path = Path(path)
+    fetched = str(path).startswith(FETCHED)
+    name, (path, label, _) = str(path), resolve(path)
     content = load_checkpoint(path)
     sha256 = sha256_of(path)
+    network = recorded_network(content, label)
+    if network is not None:
+        tensors = network.read_weights(content, name)
+        return Backbone(name if fetched else str(path.resolve()), sha256, network.name, tensors, network)
     if is_published(content.get('meta')):
         check_hashed_name(path, sha256)
     tensors = content.get('state_dict', content)
@@ -58,14 +68,16 @@ def read_backbone(path: str | Path) -> Backbone:
     return Backbone(str(path.resolve()), sha256, detect_arch(tensors, str(path)), tensors)
 
 
-def config_arch(cfg: Any) -> str:
-    """Return the architecture of a det or seg config, such as ``'resnet152'``.
+def config_arch(cfg: Any) -> str | None:
+    """Return the architecture of a config, such as ``'resnet152'``; ``None``: any that is no plain ResNet.
 
     Raises:
         InputError: its backbone is not a ResNet that a checkpoint of ResNet's weights fits as it is.
     """
     backbone = cfg.model.get('backbone') or {}
     name, kind = Path(cfg.filename).name, str(backbone.get('type'))
+    if kind == 'timm' and cfg.task == 'probe':
+        return None
     if kind.removeprefix('mmdet.').removeprefix('mmseg.') != 'ResNet' or 'depth' not in backbone:
         raise InputError(
             f'the backbone of {name} is a {kind}: a ResNet is needed (ResNetV1c and V1d have another stem, '
@@ -96,10 +108,15 @@ def put_into(cfg: Any, backbone: Backbone) -> None:
     Raises:
         InputError: the file is of another architecture than the config's model.
     """
-    if backbone.arch not in (None, config_arch(cfg)):
+    arch, name = config_arch(cfg), Path(cfg.filename).name
+    if arch is None and backbone.network is None:
+        what = f'{backbone.path} is one' if backbone.arch else '"none" stands for the weights of one'
+        raise InputError(f'{name} is for networks that are no plain ResNets, and {what}')
+    if arch is None:
+        backbone.network.check_size(cfg.view.crop)
+    elif backbone.arch not in (None, arch):
         raise InputError(
-            f'{backbone.path} is a {backbone.arch}, {Path(cfg.filename).name} is for a {config_arch(cfg)}: '
-            'take the config of that depth'
+            f'{backbone.path} is a {backbone.arch}, {name} is for a {arch}: take the config of that network'
         )
     init = None if backbone.path == RANDOM else {'type': 'Pretrained', 'checkpoint': backbone.path}
     for place in PLACES:

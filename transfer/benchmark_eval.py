@@ -256,7 +256,7 @@ class _Run:
         from transfer.speed import wait_less
 
         papers = DATASETS[task, dict(TABLE5)[task]]
-        config = papers.config.format(depth=depth) if depth else papers.demo_config
+        config = papers.config.format(network=f'r{depth}') if depth else papers.demo_config
         cfg = load_config(_ROOT / config, amp=amp and ours)
         set_data_root(cfg, data)
         finetune.plain_bn(cfg.model)

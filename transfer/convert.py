@@ -78,7 +78,7 @@ def convert(
     from transfer import architecture, checkpoint_io, sources
 
     file, label, notes = sources.resolve(src)
-    where = label if label.startswith(('torchvision:', 'timm:')) else str(file)
+    where = label if label.startswith(sources.FETCHED) else str(file)
     checkpoint = load_checkpoint(file)
     source_sha256 = checkpoint_io.sha256_of(file)
     if checkpoint_io.is_published(checkpoint.get('meta')):

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: the global average of layer4 for each image, computed once."""
+"""Features of a frozen backbone: what it pools of each image (of a ResNet, layer4), computed once."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _SAY_EVERY = 10  # batches
 
 
 class FrozenBackbone(nn.Module):
-    """A ResNet up to its global average pooling, in test mode, from uint8 images to features.
+    """A network up to its pooling, in test mode, from uint8 images to features.
 
     Args:
-        arch: ``'resnet18'`` to ``'resnet152'``.
+        backbone: from images ``(N, 3, H, W)`` to ``(N, D)``.
         mean: of each channel (RGB, 0 to 255).
         std: the same.
     """
 
-    def __init__(self, arch: str, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        self.backbone = reference_network(arch, 0, 'torchvision')
+        self.backbone = backbone
         self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
@@ -66,7 +66,12 @@ def build_backbone(cfg: Config, backbone: Backbone, seed: int) -> tuple[FrozenBa
         RuntimeError: the file does not fill the network.
     """
     torch.manual_seed(seed)
-    network = FrozenBackbone(config_arch(cfg), **cfg.model.data_preprocessor)
+    given, images = backbone.network, dict(cfg.model.data_preprocessor)
+    if given is None:
+        network = FrozenBackbone(reference_network(config_arch(cfg), 0, 'torchvision'), **images)
+    else:
+        images |= {'mean': given.mean, 'std': given.std} if given.mean else {}
+        network = FrozenBackbone(given.build(), **images)
     if not backbone.tensors:
         return network, 0
     network.backbone.load_state_dict(backbone.tensors, strict=False)

@@ -103,8 +103,8 @@ def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
         'images': [len(read_list(path)) for path in list_files(cfg)],
         # The emoji world says what it is, beside VOCdevkit.
         'demo': (data_folder(voc_datasets(cfg)[-1]).parent.parent / 'world.json').is_file(),
-        'arch': config_arch(cfg),
-        'backbone': backbone.path if backbone.arch is None else _relative(backbone.path),
+        'arch': backbone.arch or config_arch(cfg),
+        'backbone': _relative(backbone.path) if Path(backbone.path).is_absolute() else backbone.path,
         'sha256': backbone.sha256,
     }
 

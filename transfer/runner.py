@@ -13,17 +13,19 @@ from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.safe_load import load_checkpoint
 from transfer import finetune
+from transfer.architecture import ARCHS
 from transfer.backbone import RANDOM, config_arch, put_into, read_backbone
 from transfer.checkpoint_io import is_published, read_meta, sha256_of
 from transfer.convert import convert
 from transfer.foreign_config import data_folder
 from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
 from transfer.slurm import slurm_parameters
-from transfer.sources import resolve
+from transfer.sources import FETCHED, resolve
 from transfer.speed import check_amp
 from transfer.start import dry_lines, runs_at_a_time, start
 from transfer.table import collect, require_comparable
 from transfer.tasks import DATASETS, TASKS, Dataset
+from transfer.timm_network import recorded_network
 
 # One file serves both tasks, so that a name stands for one backbone, byte for byte. Converting for mmdet
 # proves the most: the backbone and the shared head of C4.
@@ -127,16 +129,21 @@ def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, str
 def backbone_file(name: str, source: str, folder: Path) -> str:
     """Return the backbone file of a checkpoint: itself, or what it was or is converted to in ``folder``.
 
+    One of a network that is no plain ResNet stays as it is.
+
     Raises:
         InputError: the checkpoint is missing or cannot be converted.
     """
     if source == RANDOM:
         return RANDOM
     try:
-        path, _, _ = resolve(source)
+        path, label, _ = resolve(source)
     except InputError as error:
         raise InputError(f'{name}={source}: {error}') from error
-    meta = load_checkpoint(path, mmap=True).get('meta')
+    content = load_checkpoint(path, mmap=True)
+    if recorded_network(content, label) is not None:
+        return label if label.startswith(FETCHED) else str(path)
+    meta = content.get('meta')
     if is_published(meta) and meta['target'] in ('mmdet', 'mmseg'):
         return str(path)
     digest = sha256_of(path)
@@ -164,7 +171,7 @@ def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) 
     archs = [one.arch for one in backbones.values() if one.arch]
     runs, checked = [], set()
     for name, backbone in backbones.items():
-        # The random initialisation has no depth of its own: it takes the baseline's.
+        # The random initialisation has no network of its own: it takes the baseline's.
         config = _config_for(asked, backbone.arch or (archs[0] if archs else None), options)
         arguments = _arguments(config, name, files[name], options)
         parsed = finetune.parse_args([*arguments, '--work-dir', '.'])
@@ -254,11 +261,17 @@ def run_transfer(
 def _config_for(asked: Dataset, arch: str | None, options: Options) -> str:
     if options.config:
         return options.config
+    other = arch is not None and arch not in ARCHS
+    if other and asked.task != 'probe':
+        raise InputError(
+            f'{TASKS[asked.task].word} takes plain ResNets ({", ".join(ARCHS)}), not a {arch}; "probe voc07" '
+            'takes any network of timm'
+        )
     if options.demo:
-        return asked.demo_config
+        return asked.demo_config.format(network='timm' if other else 'r18')
     if arch is None:
-        raise InputError('with "none" alone there is no depth to go by: say --config')
-    config = asked.config.format(depth=arch.removeprefix('resnet'))
+        raise InputError('with "none" alone there is no network to go by: say --config')
+    config = asked.config.format(network='timm' if other else arch.replace('resnet', 'r'))
     if not Path(config).is_file():
         there = ', '.join(sorted(path.name for path in Path(config).parent.glob('*.py')))
         raise InputError(f'no config for a {arch} ({config}): write one, or say --config. There are {there}')

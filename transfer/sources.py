@@ -13,6 +13,7 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.work_dir import LAST, latest_checkpoint
 from transfer.architecture import ARCHS
 
+FETCHED = ('torchvision:', 'timm:')
 _TIMEOUT = 10  # seconds without an answer from a server
 
 
@@ -21,7 +22,8 @@ def resolve(src: str | Path) -> tuple[Path, str, list[str]]:
 
     Args:
         src: A file; a pretraining work dir (its highest ``snapshot_k.pth``, else what ``last_checkpoint``
-            names); ``torchvision:resnet152[.IMAGENET1K_V1]``; ``timm:resnet152[.a1_in1k]``.
+            names); ``torchvision:resnet152[.IMAGENET1K_V1]``; ``timm:resnet152[.a1_in1k]``, as any network of
+            timm's.
 
     Returns:
         The file; a short label for ``meta`` without this machine's paths; notes for the user.
@@ -30,7 +32,7 @@ def resolve(src: str | Path) -> tuple[Path, str, list[str]]:
         InputError: nothing there, an unknown name (with near matches), or no network.
     """
     library, colon, name = str(src).partition(':')
-    if colon and library in ('torchvision', 'timm') and not Path(src).exists():
+    if colon and f'{library}:' in FETCHED and not Path(src).exists():
         fetch = _torchvision if library == 'torchvision' else _timm
         file, full_name = fetch(name)
         return file, f'{library}:{full_name}', []
@@ -68,9 +70,9 @@ def _last_checkpoint(folder: Path) -> Path:
     return path
 
 
-def _unknown(library: str, name: str, known: list[str]) -> InputError:
+def _unknown(library: str, name: str, known: list[str], what: str = '') -> InputError:
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or known[:4]
-    return InputError(f'{library} has no weights {name!r} of a plain ResNet; near: {", ".join(near)}')
+    return InputError(f'{library} has no weights {name!r}{what}; near: {", ".join(near)}')
 
 
 def _torchvision(name: str) -> tuple[Path, str]:
@@ -81,7 +83,7 @@ def _torchvision(name: str) -> tuple[Path, str]:
     if name in ARCHS:
         name = f'{name}.{get_model_weights(name).DEFAULT.name}'
     if name not in weights:
-        raise _unknown('torchvision', name, list(weights))
+        raise _unknown('torchvision', name, list(weights), ' of a plain ResNet')
     url = weights[name].url
     file = Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[1]
     if not file.is_file():
@@ -100,8 +102,8 @@ def _torchvision(name: str) -> tuple[Path, str]:
 def _timm(name: str) -> tuple[Path, str]:
     import timm
 
-    known = [entry for arch in ARCHS for entry in timm.list_pretrained(f'{arch}.*')]
-    if name in ARCHS:
+    known = [one for one in timm.list_pretrained() if timm.get_pretrained_cfg(one).hf_hub_id]
+    if '.' not in name and timm.is_model_pretrained(name):
         name = f'{name}.{timm.get_pretrained_cfg(name).tag}'
     if name not in known:
         raise _unknown('timm', name, known)
@@ -131,5 +133,5 @@ def _unreachable(name: str, url: str, error: Exception) -> InputError:
     reason = str(getattr(error, 'reason', error)).splitlines()[0]
     return InputError(
         f'{name} could not be fetched from {url} ({reason}): '
-        'fetch the file where there is a network, and give its path'
+        'fetch it where there is a network, and bring the cache of that machine (TORCH_HOME, HF_HOME)'
     )

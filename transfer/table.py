@@ -31,11 +31,11 @@ PAPER = {
 # What :func:`transfer.transfer_report.note_transfer` writes.
 NOTED = 'transfer.json'
 PAPER_ARCH = 'resnet152'
-PAPER_CONFIGS = tuple(Path(DATASETS[pair].config.format(depth=152)) for pair in TABLE5)
+PAPER_CONFIGS = tuple(Path(DATASETS[pair].config.format(network='r152')) for pair in TABLE5)
 # In each list, those to train on first.
 PAPER_IMAGES = {'det': [*FULL_VOC07.values()], 'seg': [*FULL_VOC12.values()]}
 _ROOT = Path(__file__).resolve().parents[1]
-_DEPTH = re.compile(r'_r\d+(?=-)')
+_NETWORK = re.compile(r'_(r\d+|timm)(?=-)')
 PAPER_NOTE = (
     'paper: Tables 4 and 5, ResNet-152 on ILSVRC2012 and PASCAL VOC, one run each; it says mAP only, which '
     "stands under 11-point here, VOC2007's own"
@@ -161,7 +161,7 @@ def rows(
 def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to average over two backbones under one name, or to compare runs of two recipes.
 
-    The same recipe for networks of two depths is one recipe.
+    The same recipe for two networks is one recipe.
 
     Args:
         results: contents of ``result.json`` files, or what is known of them before the runs.
@@ -183,7 +183,7 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
                 continue
             found = one[key] or 'none'  # random weights are a backbone, too
             first = seen.setdefault(group, found)
-            if _DEPTH.sub('_r', first) != _DEPTH.sub('_r', found):
+            if _NETWORK.sub('', first) != _NETWORK.sub('', found):
                 raise InputError(
                     f'results of {group!r} come from two {what}: {first} and {found}; '
                     'delete the ones that are not meant, or keep them in another work dir'

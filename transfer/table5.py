@@ -72,7 +72,7 @@ class Table5:
     def transfer_config(self, pair: tuple[str, str]) -> str:
         """The config of a task."""
         dataset = DATASETS[pair]
-        return dataset.demo_config if self.demo else dataset.config.format(depth=self.arch.removeprefix('r'))
+        return dataset.demo_config if self.demo else dataset.config.format(network=self.arch)
 
     def pretrain_dir(self, name: str) -> Path:
         """Where a pretraining goes; on real data the place where tools/transfer.sh looks for it."""

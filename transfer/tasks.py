@@ -63,8 +63,8 @@ class Dataset:
         task: a key of :data:`TASKS`.
         name: the data set.
         key: of its entries in ``table5.json``.
-        config: for each depth.
-        demo_config: the small one for the emoji world.
+        config: for each network: ``r152``, or ``timm`` for what is no plain ResNet.
+        demo_config: the small ones for the emoji world.
         check: of one folder of it, with the names of its lists (:mod:`transfer.check_data`).
         heading: of its columns in the report.
         classes: title of its chart of classes.
@@ -149,7 +149,7 @@ DATASETS = {
             task='det',
             name='voc07',
             key='det',
-            config='configs/det/faster-rcnn_r{depth}-c4_8xb2_voc07.py',
+            config='configs/det/faster-rcnn_{network}-c4_8xb2_voc07.py',
             demo_config='configs/demo/faster-rcnn_r18-c4_demo-voc07.py',
             check=check_data.check_detection,
             heading='Detection, VOC2007',
@@ -162,7 +162,7 @@ DATASETS = {
             task='det',
             name='voc0712',
             key='det0712',
-            config='configs/det/faster-rcnn_r{depth}-c4_8xb2_voc0712.py',
+            config='configs/det/faster-rcnn_{network}-c4_8xb2_voc0712.py',
             demo_config='configs/demo/faster-rcnn_r18-c4_demo-voc0712.py',
             check=check_data.check_detection,
             heading='Detection, VOC2007 after VOC07+12',
@@ -175,7 +175,7 @@ DATASETS = {
             task='seg',
             name='voc12',
             key='seg',
-            config='configs/seg/deeplabv3_r{depth}-d16-syncbn_8xb1_voc12aug.py',
+            config='configs/seg/deeplabv3_{network}-d16-syncbn_8xb1_voc12aug.py',
             demo_config='configs/demo/deeplabv3_r18-d16_demo-voc12.py',
             check=check_data.check_segmentation,
             heading='Segmentation, VOC2012',
@@ -187,8 +187,8 @@ DATASETS = {
             task='probe',
             name='voc07',
             key='probe',
-            config='configs/probe/svm-knn_r{depth}-frozen_voc07.py',
-            demo_config='configs/demo/svm-knn_r18-frozen_demo-voc07.py',
+            config='configs/probe/svm-knn_{network}-frozen_voc07.py',
+            demo_config='configs/demo/svm-knn_{network}-frozen_demo-voc07.py',
             check=check_data.check_detection,
             heading='Probes of frozen features, VOC2007',
             classes='Linear probe: AP of each class',

@@ -79,6 +79,7 @@ def test_a_snapshot_is_tensors_of_the_student_and_a_small_meta(hook, runner, tmp
     assert snapshot['meta'] == {
         'schema': 1,
         'arch': 'test_resnet',
+        'network_args': {},
         'mini_generation': 2,
         'epoch': 3,
         'iter': 15,

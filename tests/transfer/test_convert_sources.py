@@ -184,7 +184,7 @@ def test_no_network_is_one_clear_error(name, tmp_path, monkeypatch, no_network):
         ('torchvision:resnet512', 'near: .*resnet152.IMAGENET1K_V'),
         ('torchvision:resnet152.IMAGENET1K_V3', 'near: .*resnet152.IMAGENET1K_V2'),
         ('timm:resnet152.a1_in22k', 'near: .*resnet152.a1_in1k'),
-        ('timm:resnet50d', 'of a plain ResNet; near: .*resnet50'),
+        ('torchvision:resnext50_32x4d', 'of a plain ResNet; near: .*resnet50'),
         ('resnet50', 'did you mean torchvision:resnet50 or timm:resnet50'),
         ('https://example.org/resnet50.pth', 'addresses are not fetched'),
         ('nowhere/x.pth', 'checkpoint nowhere/x.pth does not exist'),

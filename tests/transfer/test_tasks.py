@@ -51,7 +51,7 @@ def voc12det(tmp_path, monkeypatch):
         task='det',
         name='voc12det',
         key='det12',
-        config=str(tmp_path / 'faster-rcnn_r{depth}_voc12det.py'),
+        config=str(tmp_path / 'faster-rcnn_{network}_voc12det.py'),
         demo_config=str(tmp_path / 'faster-rcnn_r18_voc12det.py'),
         check=check_data.check_detection,
         heading='Detection, VOC2012',
@@ -168,7 +168,8 @@ def test_entries_have_names_of_their_own_and_configs_that_name_them(voc12det):
     assert len({one.title for one in all_metrics().values()}) == len(all_metrics())
     for (task, name), one in DATASETS.items():
         assert task in TASKS
-        depths = (18,) if one is voc12det else (18, 34, 50, 101, 152)
-        for config in (one.demo_config, *(one.config.format(depth=depth) for depth in depths)):
+        networks = ('r18',) if one is voc12det else ('r18', 'r34', 'r50', 'r101', 'r152')
+        full_size = [one.config.format(network=network) for network in networks]
+        for config in (one.demo_config.format(network='r18'), *full_size):
             cfg = load_config(REPO / config)
             assert (cfg.task, cfg.dataset) == (task, name)

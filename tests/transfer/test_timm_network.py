@@ -1,0 +1,178 @@
+"""Networks that are no plain ResNet: which one a checkpoint is of, and their frozen features."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from sd_pretrain.cli import InputError, set_data_root
+from transfer import runner
+from transfer.backbone import read_backbone
+from transfer.features import build_backbone
+from transfer.run_record import load_config
+from transfer.table import collect
+from transfer.tasks import DATASETS
+from transfer.timm_network import TimmNetwork, recorded_network
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIG = 'configs/demo/svm-knn_timm-frozen_demo-voc07.py'
+TINY = [
+    *['view.resize=48', 'view.crop=40', 'low_shot.shots=[1,2]', 'svm.folds=2', 'svm.costs=[1.0]'],
+    *['knn.k=5', 'train_dataloader.batch_size=8'],
+]
+
+
+def save(path, name='test_convnext', **args):
+    """As a snapshot of a pretraining; returns the network."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=10, **args)
+    weights = {f'network.{key}': value for key, value in network.state_dict().items()}
+    torch.save({'meta': {'schema': 1, 'arch': name, 'network_args': args}, 'state_dict': weights}, path)
+    return network.eval()
+
+
+@pytest.fixture(scope='module')
+def data_root(tmp_path_factory, write_tiny_voc):
+    return write_tiny_voc(tmp_path_factory.mktemp('voc') / 'data', train=20, test=20)
+
+
+@pytest.fixture
+def in_repo(monkeypatch):
+    monkeypatch.chdir(REPO)
+
+
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    """``timm:test_vit`` in the cache of the hub; returns its weights."""
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    repo = tmp_path / 'hub' / 'models--timm--test_vit.r160_in1k'
+    (repo / 'snapshots' / 'abc').mkdir(parents=True)
+    (repo / 'refs').mkdir()
+    (repo / 'refs' / 'main').write_text('abc')
+    weights = timm.create_model('test_vit').state_dict()
+    save_file(weights, repo / 'snapshots' / 'abc' / 'model.safetensors')
+    return weights
+
+
+HALF = (127.5, 127.5, 127.5)
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'label', 'found'),
+    [
+        (
+            {'meta': {'arch': 'test_vit', 'network_args': {'img_size': 48}}},
+            'run/snapshot_2.pth',
+            {'img_size': 48},
+        ),
+        ({'meta': {'arch': 'test_vit'}}, 'run/snapshot_2.pth', {}),
+        (
+            {'meta': {'run_settings': {'model.network': 'test_vit', 'model.network_args': {'img_size': 48}}}},
+            'run/epoch_2.pth',
+            {'img_size': 48},
+        ),
+        ({'arch': 'test_vit'}, 'timm/last.pth.tar', 'timm'),
+        ({}, 'timm:test_vit.r160_in1k', 'timm'),
+        ({'meta': {'arch': 'resnet50'}}, 'run/snapshot_2.pth', None),
+        ({'meta': {'arch': 'cifar_resnet20'}}, 'run/snapshot_2.pth', None),
+        ({'arch': 'x'}, 'run/x.pth', None),
+        ({}, 'timm:resnet50.a1_in1k', None),
+        ({}, 'torchvision:resnet50', None),
+    ],
+)
+def test_a_checkpoint_says_which_network_it_is_of(checkpoint, label, found):
+    import sd_pretrain.networks  # noqa: F401, timm knows CIFAR's networks from here on
+
+    if found == 'timm':  # pretrained by others, on images normalised as they had it
+        wanted = TimmNetwork('test_vit', mean=HALF, std=HALF)
+    else:
+        wanted = None if found is None else TimmNetwork('test_vit', found)
+    assert recorded_network(checkpoint, label) == wanted
+
+
+def test_weights_that_are_not_of_the_network_are_told(tmp_path):
+    save(tmp_path / 'c.pth')
+    content = torch.load(tmp_path / 'c.pth', weights_only=True)
+    content['state_dict'].pop('network.stages.0.blocks.0.norm.weight')
+    torch.save(content, tmp_path / 'c.pth')
+    with pytest.raises(InputError, match=r'a test_convnext, of whose \d+ tensors 1 are missing .*0.norm'):
+        read_backbone(tmp_path / 'c.pth')
+
+
+@pytest.mark.parametrize('own', [True, False], ids=['own', 'timm'])
+def test_features_are_those_that_the_classifier_gets(own, data_root, fetched, tmp_path):
+    if own:
+        network = save(tmp_path / 'v.pth', 'test_vit', img_size=48)
+        backbone = read_backbone(tmp_path / 'v.pth')
+        mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # of ImageNet
+    else:
+        network = timm.create_model('test_vit')
+        network.load_state_dict(fetched)
+        backbone = read_backbone('timm:test_vit.r160_in1k')
+        mean = std = HALF
+    assert backbone.arch == 'test_vit'
+    cfg = load_config(CONFIG)
+    set_data_root(cfg, data_root)
+    frozen, equal = build_backbone(cfg, backbone, seed=0)
+    assert equal == len(backbone.tensors) == len(network.state_dict()) - 2
+    side = 48 if own else 160
+    images = torch.randint(256, (2, 3, side, side), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    normalised = (images - mean) / std
+    with torch.no_grad():
+        pooled = network.eval().forward_head(network.forward_features(normalised), pre_logits=True)
+        wanted = torch.nn.functional.normalize(pooled, dim=1)
+        assert frozen(images) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_it_stands_in_one_table_with_a_resnet(data_root, fetched, tmp_path, run_tool, capsys, in_repo):
+    save(tmp_path / 'c.pth')
+    torch.save({'state_dict': timm.create_model('resnet18').state_dict()}, tmp_path / 'r.pth')
+    named = {'R': tmp_path / 'r.pth', 'C': tmp_path / 'c.pth', 'V': 'timm:test_vit'}
+    options = runner.Options(data_root=str(data_root), demo=True, work_dir=tmp_path / 'w', cfg_options=TINY)
+    files = {
+        name: runner.backbone_file(name, str(one), tmp_path / 'w/backbones') for name, one in named.items()
+    }
+    assert files['C'] == str(tmp_path / 'c.pth') and files['V'] == 'timm:test_vit.r160_in1k'
+    with pytest.raises(InputError, match=r'test_vit has no features of images of 40 px .*divisible.*set --cfg'):
+        runner.plan(DATASETS['probe', 'voc07'], files, tmp_path / 'w', options)
+
+    pairs = [f'{name}={named[name]}' for name in 'RC']
+    arguments = ['--demo', '--data-root', data_root, '--work-dir', tmp_path / 'w', '--cfg-options', *TINY]
+    assert run_tool('run_transfer.py', 'probe', 'voc07', *pairs, *arguments) == 0
+    assert 'C ' in capsys.readouterr().out
+    results = {one['name']: one for one in collect(tmp_path / 'w')}
+    assert {name: one['arch'] for name, one in results.items()} == {'R': 'resnet18', 'C': 'test_convnext'}
+    assert all(len(one['per_class']) == 20 for one in results.values())
+    assert json.loads((tmp_path / 'w/transfer.json').read_text())['backbones']
+
+
+@pytest.mark.parametrize(
+    ('task', 'files', 'message'),
+    [
+        (
+            ('det', 'voc07'),
+            ['c'],
+            'takes plain ResNets .*not a test_convnext; "probe voc07" takes any',
+        ),
+        (('probe', 'voc07'), ['c', 'none'], '"none" stands for the weights of one'),
+    ],
+)
+def test_what_takes_plain_resnets_says_so(task, files, message, data_root, tmp_path, in_repo):
+    save(tmp_path / 'c')
+    named = {name: name if name == 'none' else str(tmp_path / name) for name in files}
+    options = runner.Options(data_root=str(data_root), demo=True)
+    with pytest.raises(InputError, match=message):
+        runner.plan(DATASETS[task], named, tmp_path / 'w', options)
+
+
+def test_full_size_has_a_config_for_it(data_root, tmp_path, in_repo):
+    save(tmp_path / 'c.pth')
+    options = runner.Options(data_root=str(data_root))
+    (planned,) = runner.plan(DATASETS['probe', 'voc07'], {'C': str(tmp_path / 'c.pth')}, tmp_path, options)
+    assert planned.arguments[0] == 'configs/probe/svm-knn_timm-frozen_voc07.py'
