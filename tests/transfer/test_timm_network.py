@@ -139,7 +139,7 @@ def test_it_stands_in_one_table_with_a_resnet(data_root, fetched, tmp_path, run_
         name: runner.backbone_file(name, str(one), tmp_path / 'w/backbones') for name, one in named.items()
     }
     assert files['C'] == str(tmp_path / 'c.pth') and files['V'] == 'timm:test_vit.r160_in1k'
-    with pytest.raises(InputError, match=r'test_vit has no features of images of 40 px .*divisible.*set --cfg'):
+    with pytest.raises(InputError, match=r'test_vit has no features of images of 40 px .*divisible.*set'):
         runner.plan(DATASETS['probe', 'voc07'], files, tmp_path / 'w', options)
 
     pairs = [f'{name}={named[name]}' for name in 'RC']
