@@ -190,6 +190,8 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
         ("model = dict(backbone=dict(type='ResNetV1d'))", r'backbone of my_config\.py is a ResNetV1d'),
         ("model = dict(backbone=dict(style='caffe'))", r"style='caffe'"),
         ('model = dict(backbone=dict(avg_down=True))', 'has avg_down=True, which'),
+        ('model = dict(backbone=dict(stem_channels=128))', 'backbone of .* has stem_channels=128, which'),
+        ('model = dict(backbone=dict(base_channels=32))', 'backbone of .* has base_channels=32, which'),
         ("model = dict(roi_head=dict(shared_head=dict(style='caffe')))", r"shared_head of .*style='caffe'"),
         ("load_from = 'coco.pth'", r'from coco\.pth, the backbone with it'),
         ("val_evaluator = dict(_delete_=True, type='CocoMetric')", r'CocoMetric: VOCMetric is needed'),
