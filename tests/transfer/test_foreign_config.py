@@ -253,6 +253,22 @@ def test_what_cannot_be_judged_is_refused(in_repo, backbone, tiny_voc, tmp_path,
         runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
 
 
+def test_float16_without_a_gpu_is_refused_and_for_slurm_it_may_wait(in_repo, backbone, tiny_voc, tmp_path):
+    text = RETINANET + "optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')\n"
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+
+    def planned(**how):
+        options = runner.Options(config=config, data_root=str(tiny_voc), **how)
+        return runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+
+    with pytest.raises(InputError, match=r'my_config\.py trains in float16 .* a GPU: add --amp'):
+        planned()
+    assert len(planned(amp=True)) == 1
+    (run,) = planned(slurm='partition=gpu')
+    with pytest.raises(InputError, match='trains in float16'):
+        finetune.finetune(finetune.parse_args(run.arguments))
+
+
 def test_as_many_classes_as_the_config_takes_of_the_data(tmp_path):
     two = "metainfo=dict(classes=('cat', 'dog'))"
     text = (
