@@ -74,6 +74,7 @@ def adopt(cfg: Config, processes: int = 1) -> None:
             f"the data_preprocessor of {name} leaves images in BGR, and the checkpoint's network knows RGB: "
             'set model.data_preprocessor.bgr_to_rgb=True, and the mean and std that go with it'
         )
+    _check_data(cfg)
     _check_hooks(cfg, task)
     if task == 'det':
         _check_detector(cfg)
@@ -113,6 +114,18 @@ def open_datasets(datasets: Iterable[dict]) -> list[dict]:
         if not inner:
             found.append(one)
     return found
+
+
+def _check_data(cfg: Config) -> None:
+    """Refuse several views of a test image."""
+    name = Path(cfg.filename).name
+    tested = open_datasets([cfg.val_dataloader.dataset])
+    steps = [str(step.get('type')) for one in tested for step in one.get('pipeline') or []]
+    if any('TestTimeAug' in step for step in steps):
+        raise InputError(
+            f'{name} tests with TestTimeAug, and networks are measured on one view of an image: take it '
+            'out of val_dataloader.dataset.pipeline'
+        )
 
 
 def _check_hooks(cfg: Config, task: str) -> None:

@@ -192,6 +192,10 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
         ('model = dict(backbone=dict(avg_down=True))', 'has avg_down=True, which'),
         ('model = dict(backbone=dict(stem_channels=128))', 'backbone of .* has stem_channels=128, which'),
         ('model = dict(backbone=dict(base_channels=32))', 'backbone of .* has base_channels=32, which'),
+        (
+            "val_dataloader = dict(dataset=dict(pipeline=[dict(type='TestTimeAug', transforms=[])]))",
+            r'with TestTimeAug, .*: take it out of val_dataloader\.dataset\.pipeline',
+        ),
         ("model = dict(roi_head=dict(shared_head=dict(style='caffe')))", r"shared_head of .*style='caffe'"),
         ("load_from = 'coco.pth'", r'from coco\.pth, the backbone with it'),
         ("val_evaluator = dict(_delete_=True, type='CocoMetric')", r'CocoMetric: VOCMetric is needed'),
