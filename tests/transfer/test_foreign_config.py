@@ -196,6 +196,14 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
             "val_dataloader = dict(dataset=dict(pipeline=[dict(type='TestTimeAug', transforms=[])]))",
             r'with TestTimeAug, .*: take it out of val_dataloader\.dataset\.pipeline',
         ),
+        (
+            "train_dataloader = dict(dataset=dict(type='ClassBalancedDataset', times=None))",
+            'has a ClassBalancedDataset of a ConcatDataset, which cannot say',
+        ),
+        (
+            "train_dataloader = dict(sampler=dict(_delete_=True, type='ClassAwareSampler'))",
+            'has a ClassAwareSampler of a RepeatDataset, which cannot say',
+        ),
         ("model = dict(roi_head=dict(shared_head=dict(style='caffe')))", r"shared_head of .*style='caffe'"),
         ("load_from = 'coco.pth'", r'from coco\.pth, the backbone with it'),
         ("val_evaluator = dict(_delete_=True, type='CocoMetric')", r'CocoMetric: VOCMetric is needed'),
@@ -255,6 +263,19 @@ def test_what_cannot_be_judged_is_refused(in_repo, backbone, tiny_voc, tmp_path,
     options = runner.Options(config=config, data_root=str(tiny_voc))
     with pytest.raises(InputError, match=message):
         runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+
+
+def test_classes_are_not_balanced_by_a_dataset_that_cannot_say_them(tmp_path):
+    text = FCN + (
+        "train_dataloader['dataset'] = dict(\n"
+        "    _delete_=True, type='ClassBalancedDataset', oversample_thr=0.5,\n"
+        "    dataset={{k: v for k, v in train_dataloader['dataset'].items() if k != '_delete_'}})\n"
+    )
+    config = written(tmp_path, text, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    with pytest.raises(
+        InputError, match='has a ClassBalancedDataset of a PascalVOCDataset, which cannot say'
+    ):
+        load_config(config)
 
 
 def test_float16_without_a_gpu_is_refused_and_for_slurm_it_may_wait(in_repo, backbone, tiny_voc, tmp_path):
