@@ -155,9 +155,11 @@ def _check_hooks(cfg: Config, task: str) -> None:
             f'{name} saves the best network by {wrong[0]}, which is not measured: set '
             f'default_hooks.checkpoint.save_best to one of {", ".join(known)}, or to None'
         )
-    for key in ('custom_hooks', 'param_scheduler'):
+    for key in ('default_hooks', 'custom_hooks', 'param_scheduler'):
         parts = cfg.get(key) or []
-        types = [str(one.get('type')) for one in (parts if isinstance(parts, list) else [parts])]
+        if isinstance(parts, dict):
+            parts = [parts, *parts.values()]
+        types = [str(one.get('type')) for one in parts if isinstance(one, dict)]
         steering = [one for one in types if any(word in one for word in _STEERING)]
         if steering:
             raise InputError(

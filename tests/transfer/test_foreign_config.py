@@ -248,6 +248,10 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
             'has EarlyStoppingHook, .*: take it out of custom_hooks',
         ),
         (
+            "default_hooks = dict(stop=dict(type='EarlyStoppingHook', monitor='11point/mAP'))",
+            'has EarlyStoppingHook, .*: take it out of default_hooks',
+        ),
+        (
             "param_scheduler = dict(_delete_=True, type='ReduceOnPlateauLR', monitor='11point/mAP')",
             'has ReduceOnPlateauLR, .*: take it out of param_scheduler',
         ),
