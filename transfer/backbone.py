@@ -21,6 +21,7 @@ PLACES = ('backbone', 'roi_head.shared_head')
 RANDOM = 'none'
 # Settings of a ResNet with which the same weights are those of another network, or not all there are.
 _OTHER_NETWORK = ('deep_stem', 'avg_down', 'conv_cfg', 'dcn', 'plugins')
+_CHANNELS = ('stem_channels', 'base_channels')
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def config_arch(cfg: Any) -> str | None:
     for place in PLACES:
         part = _part(cfg, place) or {}
         other = [f'{one}={part[one]!r}' for one in _OTHER_NETWORK if part.get(one)]
+        other += [f'{one}={part[one]}' for one in _CHANNELS if part.get(one) not in (None, 64)]
         norm = part.get('norm_cfg') or {}
         if 'BN' not in norm.get('type', 'BN'):
             other.append(f'norm_cfg.type={norm["type"]!r}')

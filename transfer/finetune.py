@@ -35,7 +35,7 @@ from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
 from transfer.confusion import save_confusion
 from transfer.predictions import image_names, save_predictions
 from transfer.run_record import load_config, open_run
-from transfer.speed import check_amp, prepare_model, right_fused_sgd, wait_less
+from transfer.speed import check_amp, check_float16, prepare_model, right_fused_sgd, wait_less
 from transfer.tasks import metrics_of
 
 
@@ -154,6 +154,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     run, finished = open_run(args, cfg, backbone)
     if finished is not None:
         return finished
+    check_float16(cfg)
     put_into(cfg, backbone)
     _localise(cfg, args, processes)
     if main_process:

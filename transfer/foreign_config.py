@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ _NEEDED = (
 )
 # What trains for longer or at other rates as the metrics of a validation say.
 _STEERING = ('EarlyStopping', 'ReduceOnPlateau')
+# What draws images by their classes, and the datasets that have no ``get_cat_ids`` for it.
+_BY_CLASSES = ('ClassBalancedDataset', 'ClassAwareSampler')
+_WITHOUT_CLASSES = ('RepeatDataset', 'ConcatDataset', 'MultiImageMixDataset', 'PascalVOCDataset')
 
 
 def adopt(cfg: Config, processes: int = 1) -> None:
@@ -74,6 +77,7 @@ def adopt(cfg: Config, processes: int = 1) -> None:
             f"the data_preprocessor of {name} leaves images in BGR, and the checkpoint's network knows RGB: "
             'set model.data_preprocessor.bgr_to_rgb=True, and the mean and std that go with it'
         )
+    _check_data(cfg)
     _check_hooks(cfg, task)
     if task == 'det':
         _check_detector(cfg)
@@ -105,14 +109,39 @@ def data_folder(dataset: dict[str, Any]) -> Path:
 
 def open_datasets(datasets: Iterable[dict]) -> list[dict]:
     """The plain datasets inside wrappers, in their order."""
-    found, waiting = [], list(datasets)
-    while waiting:
-        one = waiting.pop(0)
-        inner = [*one.get('datasets', []), *([one['dataset']] if 'dataset' in one else [])]
-        waiting = [*inner, *waiting]
-        if not inner:
-            found.append(one)
-    return found
+    return [one for one in _with_inner(datasets) if not _inner(one)]
+
+
+def _inner(dataset: dict) -> list[dict]:
+    return [*dataset.get('datasets', []), *([dataset['dataset']] if 'dataset' in dataset else [])]
+
+
+def _with_inner(datasets: Iterable[dict]) -> Iterator[dict]:
+    for one in datasets:
+        yield one
+        yield from _with_inner(_inner(one))
+
+
+def _check_data(cfg: Config) -> None:
+    """Refuse several views of a test image, and draws by classes from datasets that cannot say them."""
+    name = Path(cfg.filename).name
+    tested = open_datasets([cfg.val_dataloader.dataset])
+    steps = [str(step.get('type')) for one in tested for step in one.get('pipeline') or []]
+    if any('TestTimeAug' in step for step in steps):
+        raise InputError(
+            f'{name} tests with TestTimeAug, and networks are measured on one view of an image: take it '
+            'out of val_dataloader.dataset.pipeline'
+        )
+    loader = cfg.train_dataloader
+    drawing = [(loader.get('sampler') or {}, loader.dataset)]
+    drawing += [(one, inner) for one in _with_inner([loader.dataset]) for inner in _inner(one)]
+    for one, dataset in drawing:
+        by, of = str(one.get('type')), str(dataset.get('type'))
+        if any(word in by for word in _BY_CLASSES) and of.endswith(_WITHOUT_CLASSES):
+            raise InputError(
+                f'{name} has a {by} of a {of}, which cannot say the classes of an image: have it of one of '
+                "mmdet's VOCDataset, or take it out"
+            )
 
 
 def _check_hooks(cfg: Config, task: str) -> None:
@@ -126,9 +155,11 @@ def _check_hooks(cfg: Config, task: str) -> None:
             f'{name} saves the best network by {wrong[0]}, which is not measured: set '
             f'default_hooks.checkpoint.save_best to one of {", ".join(known)}, or to None'
         )
-    for key in ('custom_hooks', 'param_scheduler'):
+    for key in ('default_hooks', 'custom_hooks', 'param_scheduler'):
         parts = cfg.get(key) or []
-        types = [str(one.get('type')) for one in (parts if isinstance(parts, list) else [parts])]
+        if isinstance(parts, dict):
+            parts = [parts, *parts.values()]
+        types = [str(one.get('type')) for one in parts if isinstance(one, dict)]
         steering = [one for one in types if any(word in one for word in _STEERING)]
         if steering:
             raise InputError(

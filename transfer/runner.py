@@ -21,7 +21,7 @@ from transfer.foreign_config import data_folder
 from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
 from transfer.slurm import slurm_parameters
 from transfer.sources import FETCHED, resolve
-from transfer.speed import check_amp
+from transfer.speed import check_amp, check_float16
 from transfer.start import dry_lines, runs_at_a_time, start
 from transfer.table import collect, require_comparable
 from transfer.tasks import DATASETS, TASKS, Dataset
@@ -201,6 +201,8 @@ def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) 
             work_dir = folder / name / f'seed{seed}'
             own = [*arguments, '--seed', str(seed), '--work-dir', str(work_dir), '--resume']
             state = check_work_dir(work_dir, identity)
+            if state != 'all' and options.slurm is None:
+                check_float16(cfg)
             runs.append(Run(name, seed, work_dir, own, state, identity, TASKS[asked.task].module))
     return runs
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from mmseg.datasets.transforms import LoadAnnotations
@@ -11,7 +9,6 @@ from mmseg.models import CrossEntropyLoss, SegDataPreProcessor
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
-from sd_pretrain.cli import InputError
 from transfer.image_cache import ImageStore
 from transfer.speed import val_batch
 
@@ -32,28 +29,23 @@ class CachedLoadMasks(LoadAnnotations):
         results['seg_fields'].append('gt_seg_map')
 
 
-class PaddedSegDataPreProcessor(SegDataPreProcessor):
-    """Takes test images of different sizes in one batch, where all are padded to one size anyway."""
+class _AnySizes:
+    """Mixed into a segmentor: evaluates test images of different sizes in one batch."""
 
-    def forward(self, data: dict, training: bool = False) -> dict[str, Any]:
-        """Prepare a batch; test images one by one, as in batches of one."""
-        if training or len(data['inputs']) == 1:
-            return super().forward(data, training)
-        one_by_one = zip(data['inputs'], data['data_samples'], strict=True)
+    def val_step(self, data: dict) -> list:
+        """Predict as from batches of one: together are images alone that are padded to the same size."""
         ones = [
-            super(PaddedSegDataPreProcessor, self).forward({'inputs': [image], 'data_samples': [sample]})
-            for image, sample in one_by_one
+            self.data_preprocessor({'inputs': [image], 'data_samples': [sample]}, False)
+            for image, sample in zip(data['inputs'], data['data_samples'], strict=True)
         ]
-        sizes = {tuple(one['inputs'].shape[2:]) for one in ones}
-        if len(sizes) > 1:
-            raise InputError(
-                f'test images are larger than model.data_preprocessor.test_cfg.size={self.test_cfg["size"]}: '
-                f'set it to at least {tuple(map(max, zip(*sizes, strict=True)))}'
-            )
-        return {
-            'inputs': torch.cat([one['inputs'] for one in ones]),
-            'data_samples': [one['data_samples'][0] for one in ones],
-        }
+        found = {}
+        for size in {one['inputs'].shape for one in ones}:
+            places = [place for place, one in enumerate(ones) if one['inputs'].shape == size]
+            inputs = torch.cat([ones[place]['inputs'] for place in places])
+            samples = [ones[place]['data_samples'][0] for place in places]
+            predicted = self._run_forward({'inputs': inputs, 'data_samples': samples}, mode='predict')
+            found.update(zip(places, predicted, strict=True))
+        return [found[place] for place in range(len(ones))]
 
 
 class _LossOnDevice:
@@ -123,22 +115,21 @@ def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor
 
 
 def batch_evaluation(model: nn.Module, loader: dict) -> int:
-    """Let a segmentor be evaluated in batches, if its test images are padded to one size.
+    """Let a segmentor be evaluated in batches, of many if its test images are padded to one size.
 
     What is predicted is the same as from batches of one.
 
     Args:
-        model: built, not wrapped; its preprocessor is changed in place.
+        model: built, not wrapped; its class is changed in place.
         loader: config of the validation loader, changed in place.
 
     Returns:
         The batch size.
     """
     preprocessor = getattr(model, 'data_preprocessor', None)
-    test = getattr(preprocessor, 'test_cfg', None) or {}
-    whole = (getattr(model, 'test_cfg', None) or {}).get('mode') == 'whole'
-    if type(preprocessor) is SegDataPreProcessor and whole and test.get('size'):
-        preprocessor.__class__ = PaddedSegDataPreProcessor
-        if loader['batch_size'] == 1:
+    if type(preprocessor) is SegDataPreProcessor:
+        model.__class__ = type(type(model).__name__, (_AnySizes, type(model)), {})
+        whole = (getattr(model, 'test_cfg', None) or {}).get('mode') == 'whole'
+        if loader['batch_size'] == 1 and whole and (preprocessor.test_cfg or {}).get('size'):
             loader['batch_size'] = val_batch()
     return loader['batch_size']

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from sd_pretrain.bfloat16 import cpu_has_bf16, require_gpu_bf16
+from sd_pretrain.cli import InputError
 from sd_pretrain.small_maps import use_small_maps
 
 _HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
@@ -31,6 +33,19 @@ def check_amp(amp: bool) -> None:
     elif not cpu_has_bf16():
         warnings.warn(
             'this CPU has no bfloat16 instructions: --amp works, but slower than without', stacklevel=2
+        )
+
+
+def check_float16(cfg: Config) -> None:
+    """Check that a config is not one for float16 where there is no GPU.
+
+    Raises:
+        InputError: it is.
+    """
+    if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
+        raise InputError(
+            f'{Path(cfg.filename).name} trains in float16 (optim_wrapper.type=AmpOptimWrapper), which needs '
+            'a GPU: add --amp, which is bfloat16 instead'
         )
 
 

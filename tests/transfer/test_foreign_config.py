@@ -190,6 +190,20 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
         ("model = dict(backbone=dict(type='ResNetV1d'))", r'backbone of my_config\.py is a ResNetV1d'),
         ("model = dict(backbone=dict(style='caffe'))", r"style='caffe'"),
         ('model = dict(backbone=dict(avg_down=True))', 'has avg_down=True, which'),
+        ('model = dict(backbone=dict(stem_channels=128))', 'backbone of .* has stem_channels=128, which'),
+        ('model = dict(backbone=dict(base_channels=32))', 'backbone of .* has base_channels=32, which'),
+        (
+            "val_dataloader = dict(dataset=dict(pipeline=[dict(type='TestTimeAug', transforms=[])]))",
+            r'with TestTimeAug, .*: take it out of val_dataloader\.dataset\.pipeline',
+        ),
+        (
+            "train_dataloader = dict(dataset=dict(type='ClassBalancedDataset', times=None))",
+            'has a ClassBalancedDataset of a ConcatDataset, which cannot say',
+        ),
+        (
+            "train_dataloader = dict(sampler=dict(_delete_=True, type='ClassAwareSampler'))",
+            'has a ClassAwareSampler of a RepeatDataset, which cannot say',
+        ),
         ("model = dict(roi_head=dict(shared_head=dict(style='caffe')))", r"shared_head of .*style='caffe'"),
         ("load_from = 'coco.pth'", r'from coco\.pth, the backbone with it'),
         ("val_evaluator = dict(_delete_=True, type='CocoMetric')", r'CocoMetric: VOCMetric is needed'),
@@ -234,6 +248,10 @@ def test_the_network_that_is_measured_is_saved_whatever_the_config_says(
             'has EarlyStoppingHook, .*: take it out of custom_hooks',
         ),
         (
+            "default_hooks = dict(stop=dict(type='EarlyStoppingHook', monitor='11point/mAP'))",
+            'has EarlyStoppingHook, .*: take it out of default_hooks',
+        ),
+        (
             "param_scheduler = dict(_delete_=True, type='ReduceOnPlateauLR', monitor='11point/mAP')",
             'has ReduceOnPlateauLR, .*: take it out of param_scheduler',
         ),
@@ -249,6 +267,35 @@ def test_what_cannot_be_judged_is_refused(in_repo, backbone, tiny_voc, tmp_path,
     options = runner.Options(config=config, data_root=str(tiny_voc))
     with pytest.raises(InputError, match=message):
         runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+
+
+def test_classes_are_not_balanced_by_a_dataset_that_cannot_say_them(tmp_path):
+    text = FCN + (
+        "train_dataloader['dataset'] = dict(\n"
+        "    _delete_=True, type='ClassBalancedDataset', oversample_thr=0.5,\n"
+        "    dataset={{k: v for k, v in train_dataloader['dataset'].items() if k != '_delete_'}})\n"
+    )
+    config = written(tmp_path, text, 'mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    with pytest.raises(
+        InputError, match='has a ClassBalancedDataset of a PascalVOCDataset, which cannot say'
+    ):
+        load_config(config)
+
+
+def test_float16_without_a_gpu_is_refused_and_for_slurm_it_may_wait(in_repo, backbone, tiny_voc, tmp_path):
+    text = RETINANET + "optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')\n"
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+
+    def planned(**how):
+        options = runner.Options(config=config, data_root=str(tiny_voc), **how)
+        return runner.plan(runner.find_task('det', 'voc07'), {'A': backbone}, tmp_path / 'w', options)
+
+    with pytest.raises(InputError, match=r'my_config\.py trains in float16 .* a GPU: add --amp'):
+        planned()
+    assert len(planned(amp=True)) == 1
+    (run,) = planned(slurm='partition=gpu')
+    with pytest.raises(InputError, match='trains in float16'):
+        finetune.finetune(finetune.parse_args(run.arguments))
 
 
 def test_as_many_classes_as_the_config_takes_of_the_data(tmp_path):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
@@ -22,7 +21,7 @@ from transfer.run_record import load_config
 
 mmcv_ops.install()
 
-from transfer.seg_speed import PaddedSegDataPreProcessor  # noqa: E402
+from transfer.seg_speed import batch_evaluation  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[2]
 DET = str(REPO / 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py')
@@ -242,27 +241,38 @@ def test_a_gpu_gets_pinned_batches_and_own_hooks_stay(monkeypatch):
     assert cfg.default_hooks.runtime_info.type == 'DeviceLogHook' and cfg.train_dataloader.pin_memory
 
 
-def test_test_images_of_different_sizes_in_one_batch_are_prepared_as_one_by_one():
-    from mmseg.models import SegDataPreProcessor
+@pytest.mark.parametrize('mode', ['whole', 'slide'])
+@pytest.mark.parametrize('padded', [True, False])
+def test_test_images_of_any_sizes_in_one_batch_are_predicted_as_one_by_one(padded, mode):
     from mmseg.structures import SegDataSample
 
-    settings = Config.fromfile(SEG).model.data_preprocessor
-    settings.pop('type')
-    generator = torch.Generator().manual_seed(0)
-    images = [
-        torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
-        for size in ((97, 113), (90, 112), (60, 101))
-    ]
-    samples = [SegDataSample() for _ in images]
-    together = PaddedSegDataPreProcessor(**settings)({'inputs': images, 'data_samples': samples})
-    for index, image in enumerate(images):
-        alone = SegDataPreProcessor(**settings)({'inputs': [image], 'data_samples': [SegDataSample()]})
-        assert torch.equal(together['inputs'][index], alone['inputs'][0])
-        assert together['data_samples'][index].metainfo == alone['data_samples'][0].metainfo
-    with pytest.raises(InputError, match=r'test_cfg\.size=.*set it to at least \(97, 200\)'):
-        PaddedSegDataPreProcessor(**settings)(
-            {'inputs': [images[0], torch.zeros(3, 20, 200)], 'data_samples': samples[:2]}
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    cfg = load_config(SEG)
+    finetune.plain_bn(cfg.model)
+    cfg.model.test_cfg = {'mode': mode, 'crop_size': (64, 64), 'stride': (48, 48)}
+    if not padded:
+        cfg.model.data_preprocessor.test_cfg = None
+    model = MODELS.build(cfg.model).eval()
+    # The fourth is larger than they are padded to.
+    sizes = [(97, 113), (90, 112), (97, 113), (97, 130), (60, 101)]
+
+    def step(part):
+        metas = [{'ori_shape': size, 'img_shape': size} for size in sizes[part]]
+        return model.val_step(
+            {
+                'inputs': images[part],
+                'data_samples': [SegDataSample(metainfo=meta) for meta in metas],
+            }
         )
+
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    with torch.no_grad():
+        alone = [step(slice(place, place + 1))[0] for place in range(len(sizes))]
+        batch_evaluation(model, {'batch_size': 8})
+        together = step(slice(None))
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.seg_logits.data, other.seg_logits.data, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('keep', [True, False])
