@@ -230,6 +230,30 @@ def test_a_run_by_iterations_has_come_to_its_end_or_not(tmp_path, text):
     assert set(done.metrics) == {'coco/bbox_mAP', 'coco/stop sign_precision'}
 
 
+@pytest.mark.parametrize('unit, steps', [('epoch', [(1, 2), (3,)]), ('iter', [(50, 100), (150,)])])
+def test_a_run_that_was_resumed_in_another_time_zone(tmp_path, unit, steps):
+    """Its first part bears the later name."""
+    kind = 'max_epochs=3' if unit == 'epoch' else 'max_iters=150'
+    logger = 'default_hooks = dict(logger=dict(type="LoggerHook", interval=50))\n'
+    (tmp_path / 'config.py').write_text(
+        f'val_dataloader = dict(dataset=dict())\ntrain_cfg = dict({kind})\n{logger}'
+    )
+    for hour, part in zip(('13', '05'), steps, strict=True):
+        path = tmp_path / f'20260101_{hour}0000' / 'vis_data' / 'scalars.json'
+        path.parent.mkdir(parents=True)
+        lines = [
+            line
+            for step in part
+            for line in (
+                {'loss': 1.0, 'iter': 50 * step, unit: step, 'step': step},
+                {'mIoU': step, 'step': step},
+            )
+        ]
+        path.write_text('\n'.join(map(json.dumps, lines)))
+    run = read_run(tmp_path)
+    assert (run.metrics['mIoU'], run.half_written) == (steps[1][-1], False)
+
+
 def test_a_run_with_a_text_log_alone_that_was_broken_off(tmp_path):
     folder = leave(tmp_path / 'run', [0.1, 0.2], text=True)
     with (folder / 'config.py').open('a') as config:
