@@ -191,6 +191,9 @@ def test_mistakes_are_named(tmp_path):
     run = leave(tmp_path / 'run', [0.5], text=True)
     with pytest.raises(InputError, match='has no metric mIoU; it has pascal_voc/mAP, pascal_voc/AP50'):
         compare_runs(group_runs([str(run)]), ['mIoU'])
+    for argument in ('', 'X=', f'={tmp_path}'):
+        with pytest.raises(InputError, match=f"'{argument}' is not WORK_DIR or NAME=WORK_DIR"):
+            group_runs([argument])
     with pytest.raises(InputError, match='no work dir .*nowhere'):
         group_runs([str(tmp_path / 'nowhere')])
     (tmp_path / 'empty').mkdir()
