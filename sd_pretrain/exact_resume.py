@@ -68,6 +68,17 @@ class ExactResumeHook(Hook):
         if self.settings.get(_FORK) and 'meta' in checkpoint and seed is not None:
             checkpoint['meta']['seed'] = seed
 
+    def before_train(self, runner: Runner) -> None:
+        """Say it where a resumed run would not equal the unbroken one."""
+        counts = self.settings.get('optim_wrapper.accumulative_counts', 1)
+        length = len(runner.train_dataloader)
+        if length % counts:
+            runner.logger.warning(
+                f'optim_wrapper.accumulative_counts={counts} does not divide the {length} iterations of an '
+                'epoch: gradients are accumulated beyond its end, which no checkpoint holds, so that the run '
+                'does not equal one that is stopped and resumed'
+            )
+
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed this process, the dataset and the preprocessor."""
         self._seed_process(runner)
