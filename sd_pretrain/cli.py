@@ -224,6 +224,22 @@ def _end_process(code: int) -> None:
     os._exit(code)
 
 
+def named_folder(argument: str) -> tuple[str, str]:
+    """Read ``[NAME=]WORK_DIR``: name, empty where there is none, and folder.
+
+    Raises:
+        InputError: there is an ``=`` without both, or nothing at all.
+    """
+    name, equals, folder = argument.partition('=')
+    if not equals or Path(argument).is_dir():
+        name, equals, folder = '', '', argument
+    if not folder or (equals and not name):
+        raise InputError(
+            f'{argument!r} is not WORK_DIR or NAME=WORK_DIR, such as SD=work_dirs/sd_r152_imagenet'
+        )
+    return name, folder
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Read ``--seeds``: a number of seeds (``3``: 0, 1, 2), or the seeds (``0,7`` or ``7,``).
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmengine.config import Config
 
@@ -17,6 +17,7 @@ from sd_pretrain.schedule import snapshot_hooks
 _TOP1 = 'accuracy/top1'
 _LOGS = '*/vis_data/scalars.json'
 _TRAIN_TOP1 = 'train/top1'
+_T = TypeVar('_T')
 _Points = list[tuple[float, float]]
 _Log = tuple[dict[int, dict[str, Any]], dict[int, float], dict[int, float]]
 
@@ -66,7 +67,7 @@ def read_curves(work_dir: str | Path) -> Curves:
     steps: dict[int, dict[str, Any]] = {}
     evaluations: dict[int, float] = {}
     accuracies: dict[int, float] = {}
-    for train, val, train_top1 in _in_order([_read(log) for log in logs]):
+    for train, val, train_top1 in in_order([_read(log) for log in logs], _epochs):
         if train:
             first = min(train)
             # The interrupted run went on to where nothing follows from: the resumed one started before that.
@@ -88,18 +89,18 @@ def read_curves(work_dir: str | Path) -> Curves:
     )
 
 
-def _in_order(logs: list[_Log]) -> Iterator[_Log]:
+def in_order(logs: list[_T], epochs: Callable[[_T], list[int]]) -> Iterator[_T]:
     """Logs, sorted by name, as they follow one another.
 
     mmengine names them by the local time, which may be an earlier one where a run is resumed: in another time
-    zone, or after the end of summer time. Then the epochs tell: each log begins at the latest where the one
-    before ends.
+    zone, or after the end of summer time. Then the ``epochs`` of each tell: it begins at the latest where the
+    one before ends.
     """
     reached = 0
     while logs:
-        place = next((at for at, log in enumerate(logs) if min(_epochs(log)) <= reached + 1), 0)
+        place = next((at for at, log in enumerate(logs) if min(epochs(log)) <= reached + 1), 0)
         log = logs.pop(place)
-        reached = max(_epochs(log))
+        reached = max(epochs(log))
         yield log
 
 

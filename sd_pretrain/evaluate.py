@@ -17,6 +17,7 @@ from torch import Tensor
 from sd_pretrain.checkpoint import check_fits, read_checkpoint
 from sd_pretrain.curves import read_curves
 from sd_pretrain.prepare import fit_machine, mini_generations
+from sd_pretrain.run_record import check_snapshots
 from sd_pretrain.train import readable_worker_errors
 from sd_pretrain.work_dir import write_json
 
@@ -126,6 +127,8 @@ def run_errors(cfg: Config, temperature: float | None = None, snapshots: int | N
     work_dir = Path(cfg.work_dir)
     generations = len(mini_generations(cfg)['ends'])
     finished = snapshots is None
+    if finished:
+        check_snapshots(work_dir, generations)
     paths = [work_dir / f'snapshot_{k}.pth' for k in range(1, (generations if finished else snapshots) + 1)]
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.is_file()]
     kept = work_dir / ERRORS

@@ -25,8 +25,13 @@ from sd_pretrain.schedule import HOOK, snapshot_hooks
 from sd_pretrain.teacher_source import identified
 
 SETTINGS_KEY = 'run_settings'
-# Checkpoints of earlier states have none of these.
-_LATER = ('optim_wrapper.type', 'train_dataloader.dataset.', 'data_preprocessor.')
+# How images are drawn and put into batches.
+_LOADER = ('sampler', 'batch_sampler', 'drop_last', 'collate_fn')
+# Checkpoints of earlier states have none of these, as the first of each tells.
+_LATER = (
+    ('optim_wrapper.type', 'train_dataloader.dataset.', 'data_preprocessor.'),
+    tuple(f'train_dataloader.{key}' for key in _LOADER),
+)
 _FORK = 'fork'
 
 
@@ -62,6 +67,17 @@ class ExactResumeHook(Hook):
         seed = self.settings['randomness.seed']
         if self.settings.get(_FORK) and 'meta' in checkpoint and seed is not None:
             checkpoint['meta']['seed'] = seed
+
+    def before_train(self, runner: Runner) -> None:
+        """Say it where a resumed run would not equal the unbroken one."""
+        counts = self.settings.get('optim_wrapper.accumulative_counts', 1)
+        length = len(runner.train_dataloader)
+        if length % counts:
+            runner.logger.warning(
+                f'optim_wrapper.accumulative_counts={counts} does not divide the {length} iterations of an '
+                'epoch: gradients are accumulated beyond its end, which no checkpoint holds, so that the run '
+                'does not equal one that is stopped and resumed'
+            )
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed this process, the dataset and the preprocessor."""
@@ -121,6 +137,8 @@ def run_settings(cfg: Config, processes: int) -> dict[str, Any]:
     }
     images = without_places(cfg.train_dataloader.dataset)
     settings |= {f'train_dataloader.dataset.{key}': images[key] for key in images}
+    loader = {'drop_last': False, **cfg.train_dataloader}
+    settings |= {f'train_dataloader.{key}': loader[key] for key in _LOADER if key in loader}
     preprocessor = without_places(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {})
     settings |= {f'data_preprocessor.{key}': preprocessor[key] for key in preprocessor}
     for key in ('init_seed', 'tolerance'):
@@ -170,8 +188,9 @@ def check_settings(
     if before is None:
         return
     free = {_FORK}
-    if _LATER[0] not in before:
-        free |= {key for key in now if key.startswith(_LATER)}
+    for later in _LATER:
+        if later[0] not in before:
+            free |= {key for key in now if key.startswith(later)}
     untaught = min(_taught_from(now), _taught_from(before))
     if fork and not before.get(_FORK) and content['meta']['epoch'] <= untaught:
         free |= {key for key in now.keys() | before.keys() if key.startswith(HOOK)} - {f'{HOOK}.ends'}

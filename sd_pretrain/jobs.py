@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import deque
@@ -18,33 +19,47 @@ _POLL_SECONDS = 0.5
 _PLAIN_EVERY_SECONDS = 20.0
 _ETA = re.compile(r'\beta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)')
 _STEP = re.compile(r'(Epoch|Iter)\((train|val|test)\) +((?:\[ *[\d/ ]+\])+)')
+# Of the config, which mmengine logs as a run starts.
+_MAX_EPOCHS = re.compile(r'\bmax_epochs=(\d+)')
 _LOSS = re.compile(r'\bloss: ([\d.]+|nan)')
 
 
 @dataclass
 class JobProgress:
-    """What a log has said so far about one running job (fed line by line)."""
+    """What a log has said so far about one running job (fed line by line).
+
+    ``fraction`` is that of the whole training, ``resumed_at`` that which was done before this start of it.
+    """
 
     started: float
     fraction: float = 0.0
+    resumed_at: float | None = None
+    epochs: float = math.inf
     step: str = 'starting'
     loss: str = ''
     eta: str = ''
 
-    def read(self, line: str, now: float) -> None:
-        """Take in one log line; ``now`` and ``started`` are in seconds of one clock."""
+    def read(self, line: str) -> None:
+        """Take in one log line."""
         step = _STEP.search(line)
         if step is None:
+            if epochs := _MAX_EPOCHS.search(line):
+                self.epochs = int(epochs.group(1))
             return
         counters = re.sub(r'\s+', '', step.group(3))
         self.step = f'{"evaluating " if step.group(2) != "train" else ""}{step.group(1).lower()} {counters}'
         if loss := _LOSS.search(line):
             self.loss = f'loss {float(loss.group(1)):.3f}'
-        if step.group(2) == 'train' and (eta := _ETA.search(line)):
+        if step.group(2) != 'train' or '/' not in counters:
+            return  # an accuracy of the epoch's training batches has no iteration
+        *epoch, done, length = map(int, re.findall(r'\d+', counters))
+        before, whole = (epoch[0] - 1, self.epochs) if epoch else (0, 1)
+        self.fraction = (before + done / length) / whole
+        if self.resumed_at is None:
+            self.resumed_at = before / whole if epoch else self.fraction
+        if eta := _ETA.search(line):
             days, hours, minutes, seconds = (int(part or 0) for part in eta.groups())
             remaining = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-            elapsed = max(now - self.started, 1e-9)
-            self.fraction = max(self.fraction, elapsed / (elapsed + remaining))
             self.eta = f'eta {remaining // 60}:{remaining % 60:02d}'
 
     def __str__(self) -> str:
@@ -70,7 +85,7 @@ class _Running:
         *lines, self.partial = (self.partial + self.reader.read()).split('\n')
         for line in lines:
             self.tail.append(line)
-            self.progress.read(line, time.monotonic())
+            self.progress.read(line)
         if code is not None:
             self.reader.close()
         return code

@@ -108,6 +108,21 @@ def fingerprint(cfg: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def check_snapshots(work_dir: str | Path, count: int) -> None:
+    """Check that a finished run still has its first ``count`` snapshots.
+
+    Raises:
+        InputError: one has been deleted.
+    """
+    names = [f'snapshot_{k}.pth' for k in range(1, count + 1)]
+    missing = [name for name in names if not (Path(work_dir) / name).is_file()]
+    if missing:
+        raise InputError(
+            f'the run in {work_dir} is finished, but {", ".join(missing)} has been deleted; put it back, or '
+            f'delete {work_dir} and give the command again, which trains that run anew'
+        )
+
+
 def without_places(value: Any) -> Any:
     """A config, or a part of it, without the settings of where a run happens and how fast."""
     if isinstance(value, dict):

@@ -26,6 +26,7 @@ from sd_pretrain.experiments import epochs_done, parse_options
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.prepare import load_config
 from sd_pretrain.pretrainings import Pretraining, fork, run_pretrainings
+from sd_pretrain.run_record import check_snapshots
 from sd_pretrain.snapshot_hook import check_loss_args
 from sd_pretrain.table2_report import TEMPERATURE, write_table2
 from sd_pretrain.work_dir import claim
@@ -129,6 +130,9 @@ def run_table2(what: Table2) -> Path:
         title = f'First {start} epochs, which all share'
         _run(what, title, [run for one in repetitions for run in one.common(start, before)])
     _run(what, 'Teachers', [run for one in repetitions for run in one.teachers()])
+    for one in repetitions:
+        for start in what.starts:
+            check_snapshots(one.teacher(start), 1)
     _run(what, 'Students', [run for one in repetitions for run in one.students()])
     return write_table2(
         what.work_dir,
@@ -182,7 +186,7 @@ class Repetition:
         for start in self.what.starts:
             run = self._run(
                 f'#{start}^T',
-                self.folder / f't_{start}',
+                self.teacher(start),
                 # Not a seed that any repetition has as its own.
                 seed=1000 * (self.seed + 1) + start,
                 fork_of=self._common_part(start),
@@ -197,7 +201,7 @@ class Repetition:
             lesson = {
                 'distill': 'True',
                 'temperature': str(self.what.temperature),
-                'teacher.checkpoint': f'"{self.folder / f"t_{teacher}" / "snapshot_1.pth"}"',
+                'teacher.checkpoint': f'"{self.teacher(teacher) / "snapshot_1.pth"}"',
                 'teacher.from_epoch': str(student),
             }
             run = self._run(
@@ -210,12 +214,16 @@ class Repetition:
             runs.append(run)
         return runs
 
+    def teacher(self, start: int) -> Path:
+        """Work dir of the teacher that is trained on from ``start``."""
+        return self.folder / f't_{start}'
+
     def folders(self) -> dict[str, Path]:
         """Work dirs by what they hold: ``'M'``, ``'T<start>'`` and ``'S<start> T<start>'``."""
         starts = self.what.starts
         return {
             'M': self.folder / f'm_{self.what.epochs}',
-            **{f'T{start}': self.folder / f't_{start}' for start in starts},
+            **{f'T{start}': self.teacher(start) for start in starts},
             **{f'S{s} T{t}': self._cell(s, t) for s, t in pairs(starts)},
         }
 

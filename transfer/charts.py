@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -145,8 +146,10 @@ def forest_chart(slug: str, rows: Sequence[tuple[str, float, float | None, float
         rows: label, difference, lower and upper end (fractions in, points shown); ``None`` where no interval
             is known: an open marker.
     """
+    labels = [_wrapped(label) for label, *_ in rows]
+    height = 0.08 + 0.2 * max((1 + label.count('\n') for label in labels), default=1)
     with rc_context(_RC | {'axes.grid.axis': 'x'}):
-        figure = Figure(figsize=(7, 0.8 + 0.28 * len(rows)), layout='constrained')
+        figure = Figure(figsize=(7, 0.8 + height * len(rows)), layout='constrained')
         axes = figure.subplots()
         axes.axvline(0, color=_INK, linewidth=1)
         for row, (_, value, low, high) in enumerate(rows):
@@ -154,7 +157,7 @@ def forest_chart(slug: str, rows: Sequence[tuple[str, float, float | None, float
                 axes.plot([100 * low, 100 * high], [row, row], color=_colour(0), linewidth=2.4)
             face = 'none' if low is None else _colour(0)
             axes.plot(100 * value, row, 'o', color=_colour(0), markerfacecolor=face, markersize=7)
-        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+        axes.set_yticks(range(len(rows)), labels, multialignment='left')
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis='y', length=0)
         axes.set_xlabel('difference (percentage points)')
@@ -223,6 +226,11 @@ def confusion_chart(slug: str, counts: np.ndarray, names: Sequence[str]) -> str:
         return _svg(figure, slug)
 
 
+def _wrapped(label: str) -> str:
+    """A label in lines of 40 letters at most, which leave a chart its room."""
+    return '\n'.join(textwrap.wrap(label, 40))
+
+
 def _colour(index: int) -> str:
     return _SERIES[index % len(_SERIES)]
 
@@ -242,13 +250,14 @@ def add_legend(figure: Figure, handlelength: float, handles: Sequence[Artist] | 
     """
     if handles is None:
         handles = [one for axes in figure.axes for one in axes.get_legend_handles_labels()[0]]
-    names = [str(one.get_label()) for one in handles]
+    names = [_wrapped(str(one.get_label())) for one in handles]
     # In inches: a letter is about 0.6 of the font's size wide; room for the handle and between columns.
     letter = 0.6 * rcParams['font.size'] / 72
-    column = letter * max(map(len, names), default=1) + 0.9
+    lines = [line for name in names for line in name.split('\n')]
+    column = letter * max(map(len, lines), default=1) + 0.9
     ncols = max(1, min(4, int(figure.get_figwidth() / column)))
-    figure.set_figheight(figure.get_figheight() + 0.25 * (-(-len(names) // ncols) - 1))
-    figure.legend(handles=handles, loc='outside upper left', ncols=ncols, handlelength=handlelength)
+    figure.set_figheight(figure.get_figheight() + 0.25 * (-(-len(lines) // ncols) - 1))
+    figure.legend(handles, names, loc='outside upper left', ncols=ncols, handlelength=handlelength)
 
 
 def _svg(figure: Figure, slug: str) -> str:

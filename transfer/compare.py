@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from sd_pretrain.cli import InputError
+from sd_pretrain.cli import InputError, named_folder
 from sd_pretrain.markdown import markdown_table
 from transfer.logs import LoggedRun, read_run
 from transfer.statistics import Interval, seed_difference
@@ -68,11 +68,11 @@ def group_runs(arguments: Sequence[str]) -> dict[str, dict[int | str, LoggedRun]
     groups: dict[str, dict[int | str, LoggedRun]] = {}
     places: dict[str, Path] = {}
     for argument in arguments:
-        name, equals, where = ('', '', argument) if Path(argument).is_dir() else argument.partition('=')
-        path = Path(where if equals else argument)
+        name, where = named_folder(argument)
+        path = Path(where)
         seeds = sorted(one for one in path.glob('seed*') if one.is_dir() and _SEED.fullmatch(one.name))
         folders = seeds or [path]
-        if not equals:
+        if not name:
             place = (path.parent if _SEED.fullmatch(path.name) else path).resolve()
             name = place.name
             if places.setdefault(name, place) != place:

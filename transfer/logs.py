@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
+from sd_pretrain.curves import in_order
 
 # What mmengine logs beside the metrics of an evaluation.
 _NO_METRIC = {'step', 'epoch', 'iter', 'time', 'data_time', 'memory', 'lr', 'base_lr', 'loss', 'momentum'}
@@ -66,8 +67,11 @@ def read_run(work_dir: str | Path) -> LoggedRun:
     texts = [path for path in texts if path.name != 'stdout.log'] or texts
     metrics: dict[str, float] = {}
     evaluated_at, part = None, 'val'  # mmengine writes no scalars of a test
-    for path in scalars:
-        found, step = _last_of_scalars(path)
+    cfg = _config(work_dir)
+    planned, lag = _planned(cfg)
+    logs = [_last_of_scalars(path) for path in scalars]
+    # Of a run by iterations, what is between two lines of its log is as an epoch.
+    for found, step, _ in in_order(logs, lambda log: [-(-one // (lag + 1)) for one in log[2]]):
         metrics |= found
         evaluated_at = step or evaluated_at
     # A half-written or foreign scalars.json may have no evaluation; the text has the rounded values.
@@ -83,17 +87,16 @@ def read_run(work_dir: str | Path) -> LoggedRun:
         )
     if not metrics:
         raise InputError(f'{work_dir} has a log, but no evaluation in it yet')
-    cfg = _config(work_dir)
-    planned, lag = _planned(cfg)
     if planned and evaluated_at and planned - lag <= evaluated_at:
         evaluated_at = planned
     return LoggedRun(work_dir, metrics, _tested_on(cfg, part), evaluated_at, planned)
 
 
-def _last_of_scalars(path: Path) -> tuple[dict[str, float], int]:
-    """The last metrics, and the epoch or iteration of their evaluation; 0 where that is not known."""
+def _last_of_scalars(path: Path) -> tuple[dict[str, float], int, list[int]]:
+    """The last metrics, the epoch or iteration of their evaluation, and those of all lines; 0: unknown."""
     last: dict[str, float] = {}
     step = trained = 0
+    steps = []
     for text in path.read_text(errors='replace').splitlines():
         try:
             line = json.loads(text)
@@ -103,6 +106,7 @@ def _last_of_scalars(path: Path) -> tuple[dict[str, float], int]:
             continue
         if 'loss' in line:
             trained = line.get('iter', trained)
+            steps.append(line.get('epoch', trained))
             continue
         found = {
             key: float(value)
@@ -117,7 +121,8 @@ def _last_of_scalars(path: Path) -> tuple[dict[str, float], int]:
             last |= found
             # 0 in runs by iterations, where mmengine's LoggerHook is not told so (log_metric_by_epoch).
             step = line.get('step') or trained
-    return last, step
+            steps.append(step)
+    return last, step, steps or [0]
 
 
 def _last_of_text(path: Path) -> tuple[dict[str, float], int, str]:

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sd_pretrain.cli import InputError
+from sd_pretrain.cli import InputError, named_folder
 from sd_pretrain.curves import Curves, read_curves
 from transfer.charts import add_legend
 
@@ -38,9 +38,8 @@ def read_runs(runs: Sequence[str]) -> dict[str, Curves]:
     """
     read: dict[str, Curves] = {}
     for run in runs:
-        name, found, folder = run.partition('=')
-        if not found or Path(run).is_dir():
-            name, folder = Path(run).resolve().name, run
+        name, folder = named_folder(run)
+        name = name or Path(folder).resolve().name
         if name in read:
             raise InputError(f"two trainings are called '{name}'; name one of them, as in OTHER={folder}")
         read[name] = read_curves(folder)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -137,8 +138,8 @@ def read_status(work_dir: Path, job: str | None, queue: Mapping[str, tuple[str, 
     state, reason = queue.get(job or '', ('', ''))
     if state == 'RUNNING' or (not state and is_locked(log)):
         progress = _progress(work_dir)
-        elapsed = time.time() - progress.started
-        seconds = elapsed / progress.fraction if progress.fraction > 0.02 else None
+        elapsed, done = time.time() - progress.started, progress.fraction - (progress.resumed_at or 0.0)
+        seconds = elapsed / done if done > 0.02 else None
         return RunStatus(name, 'running', progress.fraction, str(progress), seconds)
     if state:
         return RunStatus(name, 'waiting', note=f'{state.lower()}: {reason}')
@@ -232,15 +233,16 @@ def status_table(title: str, runs: Sequence[RunStatus]) -> Group:
 
 
 def _progress(work_dir: Path) -> JobProgress:
-    """Progress of a running run; it started when mmengine made its log folder."""
+    """Progress of a running run; it was started, or resumed, when mmengine made its log folder."""
     progress = JobProgress(started=time.time())
     for folder in sorted(work_dir.glob('2*_*')):
         try:
             progress.started = datetime.strptime(folder.name, '%Y%m%d_%H%M%S').timestamp()
         except ValueError:
             continue
-    for line in _tail(work_dir / LOG).splitlines():
-        progress.read(line, time.time())
+    with suppress(OSError), (work_dir / LOG).open(errors='replace') as log:
+        for line in log:
+            progress.read(line)
     return progress
 
 

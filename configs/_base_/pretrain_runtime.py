@@ -21,6 +21,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),
     train_accuracy=dict(type='TrainAccuracyHook'),
+    # Two: the hook deletes before it writes, and with one a run that is killed meanwhile could not go on.
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
 )
 env_cfg = dict(

@@ -113,7 +113,7 @@ def test_an_evaluated_run_is_evaluated_again_only_if_a_snapshot_is_another(
         again = run_errors(cfg, 2.0)
         assert again['snapshots'][1] == again['snapshots'][0] == kept['snapshots'][0]
         path.unlink()
-        with pytest.raises(InputError, match=r'no checkpoint .*snapshot_2\.pth'):
+        with pytest.raises(InputError, match=r'snapshot_2\.pth has been deleted'):
             run_errors(cfg, 2.0)
     finally:
         path.write_bytes(stored)

@@ -70,6 +70,20 @@ def test_a_resumed_run_equals_the_unbroken_one(four_epoch_run, run, stop):
     assert not torch.equal(*weights)
 
 
+@pytest.mark.parametrize('counts, exact', [(2, True), (3, False)])
+def test_a_run_that_accumulates_gradients_beyond_an_epoch_says_that_it_is_not_resumed_exactly(
+    four_epoch_run, counts, exact
+):
+    options = ['--cfg-options', f'optim_wrapper.accumulative_counts={counts}']
+    unbroken = four_epoch_run('bl', *options)
+    resumed = four_epoch_run('bl', '--resume', unbroken / 'epoch_1.pth', *options)
+    weights = [load(run, 4)['state_dict']['network.fc.weight'] for run in (unbroken, resumed)]
+    assert torch.equal(*weights) == exact
+    for run in (unbroken, resumed):
+        log = next(run.glob('*/*.log')).read_text()
+        assert (f'accumulative_counts={counts} does not divide the 2 iterations of an epoch' in log) != exact
+
+
 @pytest.mark.parametrize('workers', [('1', 'True'), ('2', 'False')], ids=['persistent', 'new each epoch'])
 def test_loader_workers_change_nothing(four_epoch_run, workers, monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0, 1}, raising=False)

@@ -23,18 +23,22 @@ def python_job(tmp_path, name, code):
     return Job(name, [sys.executable, '-c', code], tmp_path / f'{name}.log')
 
 
-def test_progress_is_elapsed_over_elapsed_plus_eta():
-    progress = JobProgress(started=100.0)
-    progress.read(TRAIN_LINE, now=130.0)
-    assert progress.fraction == pytest.approx(30 / (30 + 90))
-    assert str(progress) == 'epoch [3][10/40]  loss 1.234  eta 1:30'
-
-
-def test_progress_never_goes_back():
+def test_progress_of_a_resumed_run_is_that_of_the_whole_training():
     progress = JobProgress(started=0.0)
-    progress.read(TRAIN_LINE, now=270.0)
-    progress.read(TRAIN_LINE.replace('0:01:30', '1 day, 0:00:00'), now=271.0)
-    assert progress.fraction == pytest.approx(0.75)
+    progress.read('train_cfg = dict(max_epochs=5, val_interval=1)')
+    progress.read(TRAIN_LINE)
+    assert (progress.fraction, progress.resumed_at) == (pytest.approx(2.25 / 5), 2 / 5)
+    assert str(progress) == 'epoch [3][10/40]  loss 1.234  eta 1:30'
+    progress.read('11/23 02:45:30 - mmengine - INFO - Epoch(train) [3]  train/top1: 11.0640')
+    progress.read(TRAIN_LINE.replace('[10/40]', '[20/40]').replace('0:01:30', '1 day, 0:00:00'))
+    assert (progress.fraction, progress.resumed_at) == (pytest.approx(2.5 / 5), 2 / 5)
+
+
+def test_progress_of_a_run_by_iterations():
+    progress = JobProgress(started=0.0)
+    for done in (50, 60, 70):
+        progress.read(TRAIN_LINE.replace('Epoch(train)  [3][10/40]', f'Iter(train) [ {done}/100]'))
+    assert (progress.fraction, progress.resumed_at) == (0.7, 0.5)
 
 
 def test_output_goes_to_the_log_and_every_job_runs(tmp_path, capsys):

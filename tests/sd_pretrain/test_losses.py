@@ -18,6 +18,23 @@ def test_asymmetric_loss_equals_numbers_by_hand():
     assert loss['loss_kl'].item() == pytest.approx(kl, abs=1e-7)
 
 
+@pytest.mark.parametrize('temperature', [0.5, 1])
+def test_temperatures_of_one_and_less(temperature):
+    """Born-again networks have T = 1."""
+    loss = sd_loss(STUDENT, TEACHER, LABEL, temperature, lambda_s=0)['loss_kl'].item()
+    p = 1 / (1 + 16 ** (-1 / temperature))
+    kl = p * math.log(p / (3 / 4)) + (1 - p) * math.log((1 - p) / (1 / 4))
+    assert loss == pytest.approx(kl, abs=1e-6)
+
+
+def test_defaults_are_the_papers_temperature_and_hintons_scale():
+    assert sd_loss(STUDENT, TEACHER, LABEL) == sd_loss(STUDENT, TEACHER, LABEL, temperature=2)
+    scaled = [
+        sd_loss(STUDENT, TEACHER, LABEL, symmetric=True, **more) for more in ({}, {'scale_by_t2': True})
+    ]
+    assert scaled[0] == scaled[1]
+
+
 def test_weights_are_applied():
     loss = sd_loss(STUDENT, TEACHER, LABEL, temperature=2, lambda_s=0.25, lambda_t=3)
     plain = sd_loss(STUDENT, TEACHER, LABEL, temperature=2, lambda_s=1, lambda_t=1)
@@ -105,6 +122,11 @@ def test_top_score_difference_lets_secondary_classes_emerge():
     # Descent lowers the first class, and raises the second and third of each image.
     assert (logits.grad[0] > 0).tolist() == [True, False, False, False]
     assert (logits.grad[0, 1:3] < 0).all() and (logits.grad[1, [0, 3]].min() < 0)
+
+
+def test_top_score_difference_is_of_five_classes_by_default():
+    logits = torch.tensor([[3.0, 2.5, 2.0, 1.0, 0.5, 0.0]])
+    assert top_score_difference(logits) == top_score_difference(logits, 5) != top_score_difference(logits, 6)
 
 
 @pytest.mark.parametrize('classes', [1, 5])

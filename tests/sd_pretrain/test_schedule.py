@@ -33,7 +33,7 @@ def test_each_iteration_has_its_teacher():
 
 @pytest.mark.parametrize('iteration', [0, 12])
 def test_iterations_outside_the_run_are_refused(iteration):
-    with pytest.raises(ValueError, match='outside'):
+    with pytest.raises(ValueError, match='outside 1 to 11'):
         mini_generation(iteration, ENDS)
 
 
@@ -57,18 +57,25 @@ def test_learning_rate_is_that_of_the_real_scheduler():
 @pytest.mark.parametrize(
     'ends, message',
     [
+        (10, r'must be a list, such as \[45, 90\], found 10'),
         ([], 'positive whole'),
         ([0, 10], 'positive whole'),
         ([2.5, 10], 'positive whole'),
         ([5, 5, 10], r'ascending, found \[5, 5, 10\]'),
         ([7, 5, 10], 'ascending'),
         ([5, 12], r'beyond the run: ends \[5, 12\], run length 10'),
+        ([5, 10, 12], r'beyond the run'),
         ([5, 8], r'before the run: ends \[5, 8\], run length 10'),
     ],
 )
 def test_bad_ends(ends, message):
     with pytest.raises(InputError, match=message):
         check_ends(ends, 10)
+
+
+@pytest.mark.parametrize('ends', [[10], [1, 2, 10], (5, 10)])
+def test_good_ends(ends):
+    check_ends(ends, 10)
 
 
 def test_scheduler_that_agrees():

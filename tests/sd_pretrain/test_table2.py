@@ -1,6 +1,7 @@
 """Table 2: all its runs on a tiny set, once, and the table out of results that are known."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -96,6 +97,18 @@ def test_what_is_shared_is_not_trained_again(table2):
     assert Repetition(what, 0).common(1, None) == Repetition(what, 0).common(2, 1) == []
     assert path.stat().st_mtime_ns == before
     assert [run.stop_after for run in Repetition(what, 1).common(1, None)] == [1]
+
+
+def test_a_finished_teacher_without_its_snapshot_says_what_to_do(
+    table2, run_tool, cifar, tmp_path, capsys, jobs_here
+):
+    work_dir = shutil.copytree(table2, tmp_path / 'copy')
+    teacher = work_dir / 'seed_0' / 't_1'
+    (teacher / 'snapshot_1.pth').unlink()
+    with jobs_here():
+        assert run_tool('table2.py', *arguments_of(cifar.parent, work_dir)) == 2
+    said = f'{teacher} is finished, but snapshot_1.pth has been deleted; put it back, or delete {teacher} and'
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

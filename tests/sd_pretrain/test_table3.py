@@ -172,6 +172,20 @@ def test_the_table_so_far_has_the_snapshots_of_unfinished_runs(made, data, jobs_
     assert [row['values'] for row in again] == [row['values'] for row in whole]
 
 
+def test_a_finished_run_without_a_snapshot_says_what_to_do(made, data, jobs_here, tmp_path):
+    work_dir = shutil.copytree(made[0], tmp_path / 'copy')
+    run = work_dir / 'resnet20' / 'seed0' / 'se'
+    (run / 'snapshot_2.pth').unlink()
+    message = rf'{run} is finished, but snapshot_2\.pth has been deleted; put it back, or delete'
+    with jobs_here() as started, pytest.raises(InputError, match=message):
+        run_table3(work_dir, data, ['resnet20'], quick=True, options=TINY)
+    assert started == []
+    shutil.rmtree(run)
+    with jobs_here() as started:
+        run_table3(work_dir, data, ['resnet20'], quick=True, options=TINY)
+    assert started == ['SE']
+
+
 def test_nothing_is_shown_where_nothing_has_been_run(data, tmp_path):
     with pytest.raises(InputError, match=r'work has no run\.json: nothing has been run'):
         run_table3(tmp_path / 'work', data, ['resnet20'], quick=True, options=TINY, so_far=True)

@@ -191,6 +191,9 @@ def test_mistakes_are_named(tmp_path):
     run = leave(tmp_path / 'run', [0.5], text=True)
     with pytest.raises(InputError, match='has no metric mIoU; it has pascal_voc/mAP, pascal_voc/AP50'):
         compare_runs(group_runs([str(run)]), ['mIoU'])
+    for argument in ('', 'X=', f'={tmp_path}'):
+        with pytest.raises(InputError, match=f"'{argument}' is not WORK_DIR or NAME=WORK_DIR"):
+            group_runs([argument])
     with pytest.raises(InputError, match='no work dir .*nowhere'):
         group_runs([str(tmp_path / 'nowhere')])
     (tmp_path / 'empty').mkdir()
@@ -228,6 +231,30 @@ def test_a_run_by_iterations_has_come_to_its_end_or_not(tmp_path, text):
     broken = read_run(leave_by_iterations(tmp_path / 'broken', 60, text=text))
     assert (broken.evaluated_at, broken.half_written) == (50, True)
     assert set(done.metrics) == {'coco/bbox_mAP', 'coco/stop sign_precision'}
+
+
+@pytest.mark.parametrize('unit, steps', [('epoch', [(1, 2), (3,)]), ('iter', [(50, 100), (150,)])])
+def test_a_run_that_was_resumed_in_another_time_zone(tmp_path, unit, steps):
+    """Its first part bears the later name."""
+    kind = 'max_epochs=3' if unit == 'epoch' else 'max_iters=150'
+    logger = 'default_hooks = dict(logger=dict(type="LoggerHook", interval=50))\n'
+    (tmp_path / 'config.py').write_text(
+        f'val_dataloader = dict(dataset=dict())\ntrain_cfg = dict({kind})\n{logger}'
+    )
+    for hour, part in zip(('13', '05'), steps, strict=True):
+        path = tmp_path / f'20260101_{hour}0000' / 'vis_data' / 'scalars.json'
+        path.parent.mkdir(parents=True)
+        lines = [
+            line
+            for step in part
+            for line in (
+                {'loss': 1.0, 'iter': 50 * step, unit: step, 'step': step},
+                {'mIoU': step, 'step': step},
+            )
+        ]
+        path.write_text('\n'.join(map(json.dumps, lines)))
+    run = read_run(tmp_path)
+    assert (run.metrics['mIoU'], run.half_written) == (steps[1][-1], False)
 
 
 def test_a_run_with_a_text_log_alone_that_was_broken_off(tmp_path):

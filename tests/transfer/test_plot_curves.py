@@ -148,6 +148,7 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, capsys):
     (detector / 'scalars.json').write_text(json.dumps({'loss': 1.0, 'iter': 1, 'epoch': 1, 'step': 1}))
     for args, message in (
         ((run, other), "two trainings are called 'sd'"),
+        (('X=',), "'X=' is not WORK_DIR or NAME=WORK_DIR"),
         ((tmp_path / 'nothing',), 'not the work dir of a training'),
         ((tmp_path / 'det',), 'neither accuracy/top1 nor train/top1'),
     ):

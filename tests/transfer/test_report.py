@@ -9,7 +9,7 @@ from curves_common import leave_config, log
 from PIL import Image
 
 from sd_pretrain.cli import InputError
-from transfer.charts import class_chart, recall_chart
+from transfer.charts import class_chart, forest_chart, recall_chart
 from transfer.draw import Detection, draw_boxes
 from transfer.provenance import collect_provenance
 from transfer.report import duration, resolved_classes, write_report
@@ -204,6 +204,18 @@ def test_eight_backbones_have_names_and_looks_of_their_own():
     assert len(set(looks)) == 8
     looks = re.findall(r'style="fill: none;( [^"]*stroke: var\(--series-\d\)[^"]*)"', lines)
     assert len({re.sub(' stroke-line(cap|join): [^;"]*;?', '', look) for look in looks}) == 8
+
+
+def test_names_of_any_length_leave_the_charts_their_room():
+    names = [f'sd_r152_imagenet_temperature2_lambda1.5_90_epochs_from_scratch_run_{run}' for run in (1, 2)]
+    charts = [
+        forest_chart('forest', [(f'{name}, mAP area', 0.01, 0.0, 0.02) for name in names]),
+        class_chart('bars', {name: {'cow': 0.5} for name in names}, 'AP'),
+    ]
+    for chart in charts:
+        lines = re.findall(r'<text[^>]*>([^<]*)<', chart)
+        assert max(map(len, lines)) <= 40
+        assert all(name[:40] in lines and any(line.startswith(name[40:]) for line in lines) for name in names)
 
 
 def test_report_of_a_checkpoint_alone_has_no_empty_sections(tmp_path):

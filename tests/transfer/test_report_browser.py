@@ -99,7 +99,7 @@ def report(tmp_path_factory):
             'seconds': 61.0,
             'gpus': 0,
         }
-        for name in ('BL', 'SD', 'a-backbone-with-a-long-name')
+        for name in ('BL', 'SD', 'sd_r152_imagenet_temperature2_lambda1.5_90_epochs_from_scratch_run_1')
         for task, dataset, metrics in (
             ('det', 'voc07', ('mAP_11point', 'mAP_area')),
             ('seg', 'voc12', ('mIoU',)),

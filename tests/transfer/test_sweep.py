@@ -131,7 +131,9 @@ def test_status_of_each_kind_of_run(tmp_path):
     started = time.strftime('%Y%m%d_%H%M%S', time.localtime(time.time() - 60))
     (folder / 'A/seed1' / started).mkdir(parents=True)
     (folder / 'A/seed1/stdout.log').write_text(
-        '11/23 02:45:00 - mmengine - INFO - Epoch(train)  [3][10/40]  lr: 1.0000e-02  eta: 0:01:00  '
+        'train_cfg = dict(max_epochs=3)\n'
+        # It goes on, since a minute, from its second epoch.
+        '11/23 02:45:00 - mmengine - INFO - Epoch(train)  [3][20/40]  lr: 1.0000e-02  eta: 0:01:00  '
         'time: 0.5000  loss: 1.2345\n'
     )
     (folder / status.JOBS / '7_3_0_log.err').write_text('No module named torch\n')
@@ -141,13 +143,13 @@ def test_status_of_each_kind_of_run(tmp_path):
     done, running, pending, failed, _ = found
     assert [run.will_change for run in found] == [False, True, True, False, False]
     assert done.seconds == 100
-    assert running.fraction == pytest.approx(0.5, abs=0.02)
-    assert running.note == 'epoch [3][10/40]  loss 1.234  eta 1:00'
+    assert running.fraction == pytest.approx(2.5 / 3)
+    assert running.note == 'epoch [3][20/40]  loss 1.234  eta 1:00'
     assert pending.note == 'pending: Resources'
     assert failed.note == 'ended: No module named torch'
-    # A half and two whole runs are open, one at a time, of 100 and about 120 seconds.
-    assert status.seconds_left(found) == pytest.approx(110 * 2.5, rel=0.02)
-    assert status.summary(found) == '1 done, 1 running, 1 failed, 2 waiting; about 5 min left'
+    # A sixth of a run and two whole ones are open, one at a time, of 100 and about 360 seconds.
+    assert status.seconds_left(found) == pytest.approx(230 * (2 + 1 / 6), rel=0.02)
+    assert status.summary(found) == '1 done, 1 running, 1 failed, 2 waiting; about 8 min left'
     (folder / 'A/seed1/result.json').write_text('{"sec')
     assert 'does not parse' in status.read_status(folder / 'A/seed1', None, {}).note
 
