@@ -270,14 +270,18 @@ def test_env_stops_the_launcher_when_the_set_up_fails(clone):
     assert 'error: PYTHON=/no/such/python is not there' in done.stderr
 
 
+RUFF = ['-m ruff check .', '-m ruff format --check .']
+PYTEST = '-m pytest -n auto --maxprocesses 2 --dist worksteal'
+
+
 @pytest.mark.parametrize(
     ('codes', 'expected', 'calls'),
     [
-        ({}, 0, ['-m ruff check .', '-m ruff format --check .', '-m pytest']),
-        ({'ruff': 1}, 1, ['-m ruff check .']),
-        ({'tests': 1, 'no_gpu': 0}, 1, ['-m ruff check .', '-m ruff format --check .', '-m pytest']),
+        ({}, 0, [*RUFF, PYTEST]),
+        ({'ruff': 1}, 1, RUFF[:1]),
+        ({'tests': 1, 'no_gpu': 0}, 1, [*RUFF, PYTEST]),
         # Of the tests asked for none may need a GPU, which pytest calls 5.
-        ({'no_gpu': 0}, 0, ['-m ruff check .', '-m ruff format --check .', '-m pytest', '-m pytest -m cuda']),
+        ({'no_gpu': 0}, 0, [*RUFF, PYTEST, '-m pytest -m cuda']),
     ],
     ids=['', 'lint', 'failure', 'gpu'],
 )

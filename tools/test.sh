@@ -5,7 +5,7 @@ source "$(dirname "$0")/env.sh"
 set -e
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-# Tests side by side, as most of them keep to one core.
-"$PYTHON" -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"
+# Two side by side, as most tests keep to one core and a process of them takes up to 4 GB.
+"$PYTHON" -m pytest -n auto --maxprocesses 2 --dist worksteal "$@"
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || exit 0
 "$PYTHON" -m pytest -m cuda "$@" || [ $? = 5 ] # 5: what the arguments name needs no GPU
