@@ -109,7 +109,7 @@ case "$*" in
   '-m pip'*) exit ;;
   '-m ruff'*) exit {ruff} ;;
   '-m pytest -m cuda') exit 5 ;;
-  '-m pytest') exit {tests} ;;
+  '-m pytest -n '*) exit {tests} ;;
   '-c import sys, torch;'*) exit {no_gpu} ;;
   tools/doctor.py) echo examined; exit {doctor} ;;
   'tools/pins.py check') exit {check} ;;
