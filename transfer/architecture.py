@@ -61,7 +61,7 @@ def read_weights(checkpoint: Mapping[str, Any], where: str, key: str | None = No
             'where it filters, so the features would be others'
         )
     tensors = select_tensors(checkpoint, where, key)
-    prefix = _prefix(tensors, where)
+    prefix = _prefix(tensors, where, named)
     ours = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     ignored = [name for name in tensors if not name.startswith(prefix)]
     if prefix.endswith('backbone.'):
@@ -131,7 +131,7 @@ def select_tensors(checkpoint: Mapping[str, Any], where: str, key: str | None = 
     return tensors
 
 
-def _prefix(tensors: Mapping[str, Tensor], where: str) -> str:
+def _prefix(tensors: Mapping[str, Tensor], where: str, named: str) -> str:
     prefixes = [name.removesuffix(_ANCHOR) for name in tensors if name.endswith(_ANCHOR)]
     prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith('.')]
     known = [prefix for prefix in prefixes if set(prefix.split('.')[:-1]) <= _PREFIX_PARTS]
@@ -142,8 +142,9 @@ def _prefix(tensors: Mapping[str, Tensor], where: str) -> str:
             f'{where}: cannot tell which network to take: ResNets under the prefixes {_some(prefixes)}; '
             'save the state_dict of the one you want'
         )
+    of = f'is of a {named}, and ' if named else ''
     raise InputError(
-        f'{where} holds no ResNet ({_ANCHOR} is missing); its first tensors are {_some(list(tensors))}'
+        f'{where} {of}holds no ResNet ({_ANCHOR} is missing); its first tensors are {_some(list(tensors))}'
     )
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from sd_pretrain.cli import InputError, set_data_root
 from transfer import runner
 from transfer.backbone import read_backbone
+from transfer.convert import convert
 from transfer.features import build_backbone
 from transfer.run_record import load_config
 from transfer.table import collect
@@ -169,6 +170,12 @@ def test_what_takes_plain_resnets_says_so(task, files, message, data_root, tmp_p
     options = runner.Options(data_root=str(data_root), demo=True)
     with pytest.raises(InputError, match=message):
         runner.plan(DATASETS[task], named, tmp_path / 'w', options)
+
+
+def test_a_conversion_says_what_it_is(tmp_path):
+    save(tmp_path / 'c.pth')
+    with pytest.raises(InputError, match='is of a test_convnext, and holds no ResNet'):
+        convert(tmp_path / 'c.pth', tmp_path / 'out', 'mmdet')
 
 
 def test_full_size_has_a_config_for_it(data_root, tmp_path, in_repo):
