@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +32,8 @@ class TimmNetwork:
 
     def build(self) -> nn.Module:
         """Make the network without its classifier: pooled features ``(N, D)`` of images ``(N, 3, H, W)``."""
+        import timm
+
         return timm.create_model(self.name, num_classes=0, **self.args)
 
     def check_size(self, size: int) -> None:
@@ -85,9 +86,13 @@ def recorded_network(checkpoint: Mapping[str, Any], label: str) -> TimmNetwork |
     """
     library, _, full_name = label.partition(':')
     name = full_name.partition('.')[0] if library == 'timm' else recorded_name(checkpoint)
+    if not name or name in ARCHS:
+        return None
+    import timm
+
     pretrained = timm.get_pretrained_cfg(full_name if library == 'timm' else name)
     # Networks of this project for CIFAR's images have no such entry, nor a form without classifier.
-    if name in ARCHS or pretrained is None:
+    if pretrained is None:
         return None
     meta = checkpoint.get('meta')
     if isinstance(meta, dict):
