@@ -112,8 +112,8 @@ def put_into(cfg: Any, backbone: Backbone) -> None:
     """
     arch, name = config_arch(cfg), Path(cfg.filename).name
     if arch is None and backbone.network is None:
-        what = f'{backbone.path} is one' if backbone.arch else '"none" stands for the weights of one'
-        raise InputError(f'{name} is for networks that are no plain ResNets, and {what}')
+        what = f'a {backbone.arch}' if backbone.arch else 'for random weights of one'
+        raise InputError(f'{name} is for networks that are no plain ResNets, {backbone.path} is {what}')
     if arch is None:
         backbone.network.check_size(cfg.view.crop)
     elif backbone.arch not in (None, arch):

@@ -168,11 +168,11 @@ def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) 
         InputError: a config is missing or of another depth, a work dir holds another run, the data is wrong.
     """
     backbones = {name: read_backbone(path) for name, path in files.items()}
-    archs = [one.arch for one in backbones.values() if one.arch]
+    resnets = [one.arch for one in backbones.values() if one.arch in ARCHS]
     runs, checked = [], set()
     for name, backbone in backbones.items():
-        # The random initialisation has no network of its own: it takes the baseline's.
-        config = _config_for(asked, backbone.arch or (archs[0] if archs else None), options)
+        # The random initialisation has no network of its own: it takes the first plain ResNet.
+        config = _config_for(asked, backbone.arch or (resnets[0] if resnets else None), options)
         arguments = _arguments(config, name, files[name], options)
         parsed = finetune.parse_args([*arguments, '--work-dir', '.'])
         processes = max(1, options.gpus)
@@ -272,7 +272,7 @@ def _config_for(asked: Dataset, arch: str | None, options: Options) -> str:
     if options.demo:
         return asked.demo_config.format(network='timm' if other else 'r18')
     if arch is None:
-        raise InputError('with "none" alone there is no network to go by: say --config')
+        raise InputError('"none" beside no plain ResNet has no network to go by: say --config')
     config = asked.config.format(network='timm' if other else arch.replace('resnet', 'r'))
     if not Path(config).is_file():
         there = ', '.join(sorted(path.name for path in Path(config).parent.glob('*.py')))

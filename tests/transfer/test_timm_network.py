@@ -154,22 +154,18 @@ def test_it_stands_in_one_table_with_a_resnet(data_root, fetched, tmp_path, run_
 
 
 @pytest.mark.parametrize(
-    ('task', 'files', 'message'),
+    ('task', 'files', 'how', 'message'),
     [
-        (
-            ('det', 'voc07'),
-            ['c'],
-            'takes plain ResNets .*not a test_convnext; "probe voc07" takes any',
-        ),
-        (('probe', 'voc07'), ['c', 'none'], '"none" stands for the weights of one'),
+        (('det', 'voc07'), ['c'], {}, 'takes plain ResNets .*not a test_convnext; "probe voc07" takes any'),
+        (('probe', 'voc07'), ['c', 'none'], {}, '"none" beside no plain ResNet has no network'),
+        (('probe', 'voc07'), ['none'], {'config': CONFIG}, 'no plain ResNets, none is for random weights'),
     ],
 )
-def test_what_takes_plain_resnets_says_so(task, files, message, data_root, tmp_path, in_repo):
+def test_what_takes_plain_resnets_says_so(task, files, how, message, data_root, tmp_path, in_repo):
     save(tmp_path / 'c')
     named = {name: name if name == 'none' else str(tmp_path / name) for name in files}
-    options = runner.Options(data_root=str(data_root), demo=True)
     with pytest.raises(InputError, match=message):
-        runner.plan(DATASETS[task], named, tmp_path / 'w', options)
+        runner.plan(DATASETS[task], named, tmp_path / 'w', runner.Options(data_root=str(data_root), **how))
 
 
 def test_a_conversion_says_what_it_is(tmp_path):
