@@ -26,13 +26,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs='*',
         metavar='NAME=CHECKPOINT',
         help='checkpoint file, pretraining work dir, torchvision:NAME, timm:NAME, or "none" (random); the '
-        'first is the baseline (default: BL and SD from work_dirs/{bl,sd}_r152_imagenet)',
+        'first is the baseline (default: BL and SD from work_dirs/{bl,sd}_r152_imagenet); a NAME given '
+        'several times is a method, each CHECKPOINT a pretraining of it for a seed of its own',
     )
     gpus = os.environ.get('GPUS', '1')
     parser.add_argument(
         '--gpus-per-job', '--gpus', dest='gpus', default=gpus, help='GPUs of one run (default: $GPUS, or 1)'
     )
-    parser.add_argument('--seeds', default='1', help='how many (3), or which (0,1,7); default: seed 0')
+    parser.add_argument(
+        '--seeds',
+        help='how many (3), or which (0,1,7); default: one for each pretraining of a NAME, else seed 0',
+    )
     parser.add_argument('--data-root', help='where VOCdevkit is (default: data)')
     parser.add_argument('--config', help='another config than the one for the task and depth')
     parser.add_argument('--demo', action='store_true', help='the small configs on the embedded emoji world')
@@ -73,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoints = runner.named_checkpoints(args.checkpoints, args.demo)
     work_dir = args.work_dir or Path('work_dirs/transfer_demo' if args.demo else 'work_dirs/transfer')
     options = runner.Options(
-        seeds=parse_seeds(args.seeds),
+        seeds=parse_seeds(args.seeds or str(max(map(len, checkpoints.values())))),
         gpus=int(args.gpus),
         parallel=args.parallel,
         data_root=args.data_root,
@@ -90,7 +94,12 @@ def main(argv: list[str] | None = None) -> None:
         return
     results = table.collect(work_dir, first=checkpoints)
     print(table.format_table(results))
-    curves = {name: Path(source) for name, source in checkpoints.items() if Path(source).is_dir()}
+    curves = {
+        f'{name} {place}' if len(sources) > 1 else name: Path(source)
+        for name, sources in checkpoints.items()
+        for place, source in enumerate(sources, 1)
+        if Path(source).is_dir()
+    }
     content = note_transfer(work_dir, results, [shlex.join(sys.orig_argv)], curves)
     print('\n'.join(['', *(one['text'] for one in content['comparisons']), '']), flush=True)
     report_transfer(work_dir, results, content)

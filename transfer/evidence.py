@@ -191,7 +191,13 @@ def _interval(
 def _comparison(row: Row, base: Row, metric: str, images: _ImageSample) -> Comparison:
     resampled = [images.metric(one.name, metric) for one in (row, base)]
     interval = _interval(row.values[metric], base.values[metric], None if None in resampled else resampled)
-    said = verdict(row.name, all_metrics()[metric].title, interval, images.seedless((row, base), metric))
+    said = verdict(
+        row.name,
+        all_metrics()[metric].title,
+        interval,
+        images.seedless((row, base), metric),
+        (row.pretrainings, base.pretrainings),
+    )
     value = row.minus(base, metric).value
     return Comparison(row.name, metric, value, interval, said)
 
@@ -220,7 +226,8 @@ class _ImageSample:
 
     def seedless(self, both: Sequence[Row], metric: str) -> bool:
         """Whether other seeds change nothing, as the runs say of themselves or show."""
-        if all(metric in run.get('seedless', ()) for one in both for run in self._runs(one.name, metric)):
+        runs = [run for one in both for run in self._runs(one.name, metric)]
+        if all(metric in run.get('seedless', ()) and not run.get('pretraining') for run in runs):
             return True
         return all(one.sd(metric) == 0 for one in both)
 

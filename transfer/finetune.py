@@ -53,6 +53,12 @@ def parse_args(
     parser.add_argument('--work-dir', required=True, type=Path)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--name', help='name of the backbone in result.json; default: from the work dir')
+    parser.add_argument(
+        '--pretraining',
+        type=int,
+        metavar='N',
+        help='the backbone is the N-th of several pretrainings by that name, each for a seed of its own',
+    )
     parser.add_argument('--data-root', help='replaces the leading "data" of the data roots in the config')
     parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
     parser.add_argument('--resume', action='store_true', help='go on with a broken-off run in the work dir')

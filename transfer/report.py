@@ -27,7 +27,7 @@ from transfer.charts import (
 )
 from transfer.confusion import most_confused
 from transfer.samples import Sample
-from transfer.table5_json import table5_rows, validate_table5
+from transfer.table5_json import backbone_files, table5_rows, validate_table5
 from transfer.tasks import DATASETS, TASKS, all_metrics, detailed
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def write_report(
             no_samples={task: some for task, some in (samples or {}).items() if isinstance(some, str)},
             confusions=_confusion_figures(confusions, headings),
             costs=costs,
-            backbones=table5['backbones'],
+            backbones=backbone_files(table5),
             stages=table5['stages'],
             seconds=table5['seconds'],
             provenance=dict(provenance or {}),

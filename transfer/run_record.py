@@ -25,6 +25,7 @@ _IDENTITY = (
     ('config_sha256', 'config'),
     ('lists_sha256', 'image lists'),
     ('sha256', 'backbone'),
+    ('pretraining', 'pretraining'),
     ('seed', 'seed'),
 )
 
@@ -84,10 +85,11 @@ def lists_sha256(cfg: Config) -> str:
     return found.hexdigest()
 
 
-def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
+def describe(cfg: Config, backbone: Backbone, seed: int, pretraining: int | None = None) -> dict[str, Any]:
     """Return what identifies a run, the part of ``result.json`` that is known before it starts.
 
-    The data root of ``cfg`` is set, and nothing else of it has been changed since it was loaded.
+    The data root of ``cfg`` is set, and nothing else of it has been changed since it was loaded. Where
+    backbones of one name are several pretrainings, ``pretraining`` counts them from 1.
 
     Raises:
         InputError: an image list is not there.
@@ -106,6 +108,7 @@ def describe(cfg: Config, backbone: Backbone, seed: int) -> dict[str, Any]:
         'arch': backbone.arch or config_arch(cfg),
         'backbone': _relative(backbone.path) if Path(backbone.path).is_absolute() else backbone.path,
         'sha256': backbone.sha256,
+        'pretraining': pretraining,
     }
 
 
@@ -120,7 +123,7 @@ def open_run(args: Namespace, cfg: Config, backbone: Backbone) -> tuple[dict[str
     Raises:
         InputError: the work dir holds another run, or part of this one and ``--resume`` is not given.
     """
-    run = {'name': args.name or _name(args.work_dir), **describe(cfg, backbone, args.seed)}
+    run = {'name': args.name or _name(args.work_dir), **describe(cfg, backbone, args.seed, args.pretraining)}
     state = check_work_dir(args.work_dir, run)
     if state == 'all':
         print(f'{args.work_dir} is finished: nothing to do')
@@ -161,7 +164,7 @@ def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
 
 
 def _short(run: dict[str, Any], key: str, what: str) -> str:
-    short = str(run.get(key))[:8]
+    short = str(run.get(key) or 'none')[:8]
     return f'{run[what]} ({short})' if what in run and what != key else short
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from sd_pretrain.launch import check_gpus
 from sd_pretrain.safe_load import load_checkpoint
 from transfer import finetune
 from transfer.architecture import ARCHS
-from transfer.backbone import RANDOM, config_arch, put_into, read_backbone
+from transfer.backbone import RANDOM, Backbone, config_arch, put_into, read_backbone
 from transfer.checkpoint_io import is_published, read_meta, sha256_of
 from transfer.convert import convert
 from transfer.foreign_config import data_folder
@@ -93,12 +93,14 @@ def find_task(task: str, dataset: str) -> Dataset:
     return DATASETS[task, dataset]
 
 
-def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, str]:
+def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, list[str]]:
     """Read ``NAME=CHECKPOINT`` arguments; the first is the baseline. Without any: the paper's BL and SD.
 
+    A name that is there several times has several checkpoints: pretrainings of one method.
+
     Raises:
-        InputError: a pair lacks its ``=`` or checkpoint, a name cannot name a folder, or is there twice;
-            or without any there are no such pretrainings.
+        InputError: a pair lacks its ``=`` or checkpoint, a name cannot name a folder, or is there twice with
+            one checkpoint; or without any there are no such pretrainings.
     """
     stem = '{}_r18_demo' if demo else '{}_r152_imagenet'
     if not pairs:
@@ -112,17 +114,17 @@ def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, str
                 f'{" and ".join(map(str, missing))}: name checkpoints, or pretrain, beginning with '
                 f'tools/dist_train.sh {config} {1 if demo else 8} (--resume goes on with a broken-off one)'
             )
-        return {name: str(folder) for name, folder in own.items()}
-    named: dict[str, str] = {}
+        return {name: [str(folder)] for name, folder in own.items()}
+    named: dict[str, list[str]] = {}
     for pair in pairs:
         name, equals, checkpoint = pair.partition('=')
         if not equals or not checkpoint:
             raise InputError(f'{pair!r} is not NAME=CHECKPOINT, such as SD=work_dirs/sd_r152_imagenet')
         if not _NAME.fullmatch(name):
             raise InputError(f'{name!r} of {pair!r} cannot name a folder: use letters, digits and . _ + -')
-        if name in named:
-            raise InputError(f'the name {name} is given twice ({named[name]} and {checkpoint})')
-        named[name] = checkpoint
+        if checkpoint in named.setdefault(name, []):
+            raise InputError(f'{pair} is given twice')
+        named[name].append(checkpoint)
     return named
 
 
@@ -155,25 +157,31 @@ def backbone_file(name: str, source: str, folder: Path) -> str:
     return str(done.path)
 
 
-def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) -> list[Run]:
+def plan(
+    asked: Dataset, files: Mapping[str, str | Sequence[str]], folder: Path, options: Options
+) -> list[Run]:
     """Say which runs there are and what of each is done; nothing is written.
 
     Args:
         asked: what to fine-tune on.
-        files: name to backbone file or ``'none'``.
+        files: name to backbone file or ``'none'``, or to several of them: pretrainings, one for each seed.
         folder: gets ``<name>/seed<k>`` folders.
         options: how to fine-tune.
 
     Raises:
-        InputError: a config is missing or of another depth, a work dir holds another run, the data is wrong.
+        InputError: a config is missing or of another depth, a work dir holds another run, the data is wrong,
+            or the pretrainings of a name are not several of one network, as many as there are seeds.
     """
-    backbones = {name: read_backbone(path) for name, path in files.items()}
-    resnets = [one.arch for one in backbones.values() if one.arch in ARCHS]
+    backbones = {name: [read_backbone(path) for path in _several(paths)] for name, paths in files.items()}
+    resnets = [one.arch for several in backbones.values() for one in several if one.arch in ARCHS]
+    seeded = [
+        (name, *one) for name, several in backbones.items() for one in _seeded(name, several, options.seeds)
+    ]
     runs, checked = [], set()
-    for name, backbone in backbones.items():
+    for name, backbone, pretraining, seeds in seeded:
         # The random initialisation has no network of its own: it takes the first plain ResNet.
         config = _config_for(asked, backbone.arch or (resnets[0] if resnets else None), options)
-        arguments = _arguments(config, name, files[name], options)
+        arguments = _arguments(config, name, backbone.path, pretraining, options)
         parsed = finetune.parse_args([*arguments, '--work-dir', '.'])
         processes = max(1, options.gpus)
         cfg = load_config(config, parsed.cfg_options, options.amp, processes)
@@ -193,7 +201,7 @@ def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) 
             if key not in checked:
                 asked.check(root, lists=key[1:], **({'masks': masks} if masks else {}))
                 checked.add(key)
-        identities = {seed: {'name': name, **describe(cfg, backbone, seed)} for seed in options.seeds}
+        identities = {seed: {'name': name, **describe(cfg, backbone, seed, pretraining)} for seed in seeds}
         # Both raise where the config does not fit.
         put_into(cfg, backbone)
         split_total_batch(cfg, processes)
@@ -208,14 +216,15 @@ def plan(asked: Dataset, files: dict[str, str], folder: Path, options: Options) 
 
 
 def run_transfer(
-    task: str, dataset: str, checkpoints: dict[str, str], options: Options
+    task: str, dataset: str, checkpoints: Mapping[str, str | Sequence[str]], options: Options
 ) -> list[dict[str, Any]]:
     """Fine-tune every backbone with every seed; what is finished stays, what is broken off goes on.
 
     Args:
         task: a key of :data:`transfer.tasks.TASKS`.
         dataset: a data set of it.
-        checkpoints: name to checkpoint, pretraining work dir or ``'none'``; see :func:`named_checkpoints`.
+        checkpoints: name to checkpoint, pretraining work dir or ``'none'``, or to several; see
+            :func:`named_checkpoints`.
         options: how to fine-tune.
 
     Returns:
@@ -237,8 +246,8 @@ def run_transfer(
 
         emoji_world.ensure(Path(_DEMO_DATA))
     files = {
-        name: backbone_file(name, source, options.work_dir / 'backbones')
-        for name, source in checkpoints.items()
+        name: [backbone_file(name, source, options.work_dir / 'backbones') for source in _several(sources)]
+        for name, sources in checkpoints.items()
     }
     runs = plan(found, files, options.work_dir / f'{task}_{dataset}', options)
     # They go into one table: what cannot stand side by side there must be known before the first GPU hour.
@@ -280,11 +289,39 @@ def _config_for(asked: Dataset, arch: str | None, options: Options) -> str:
     return config
 
 
-def _arguments(config: str, name: str, backbone: str, options: Options) -> list[str]:
+def _several(one_or_more: str | Sequence[str]) -> Sequence[str]:
+    return [one_or_more] if isinstance(one_or_more, str) else one_or_more
+
+
+def _seeded(
+    name: str, backbones: Sequence[Backbone], seeds: Sequence[int]
+) -> list[tuple[Backbone, int | None, Sequence[int]]]:
+    """Each backbone of a name, the how-manieth of several pretrainings it is, and its seeds."""
+    if len(backbones) == 1:
+        return [(backbones[0], None, seeds)]
+    if len(backbones) != len(seeds):
+        raise InputError(
+            f'{name} has {len(backbones)} pretrainings, each for a seed of its own, and there are '
+            f'{len(seeds)} seeds: say --seeds {len(backbones)}'
+        )
+    for place, one in enumerate(backbones):
+        same = [other.path for other in backbones[:place] if other.sha256 == one.sha256]
+        if same:
+            raise InputError(
+                f'{name} has {same[0]} and {one.path}, the same weights: that is one pretraining'
+            )
+    archs = {one.arch or one.path for one in backbones}
+    if len(archs) > 1:
+        raise InputError(f'{name} has pretrainings of several networks: {", ".join(sorted(archs))}')
+    return [(one, place, [seed]) for place, (one, seed) in enumerate(zip(backbones, seeds, strict=True), 1)]
+
+
+def _arguments(config: str, name: str, backbone: str, pretraining: int | None, options: Options) -> list[str]:
     """Return the arguments of a task's module that all seeds of a backbone share."""
     data_root = options.data_root or (_DEMO_DATA if options.demo else None)
     return [
         *[config, '--backbone', backbone, '--name', name],
+        *(['--pretraining', str(pretraining)] if pretraining else []),
         *(['--data-root', data_root] if data_root else []),
         *(['--amp'] if options.amp else []),
         *(['--launcher', 'pytorch'] if options.gpus > 1 else []),

@@ -186,7 +186,13 @@ class Verdict:
     text: str
 
 
-def verdict(name: str, metric: str, interval: Interval | None, seedless: bool = False) -> Verdict:
+def verdict(
+    name: str,
+    metric: str,
+    interval: Interval | None,
+    seedless: bool = False,
+    pretrainings: tuple[bool, bool] = (False, False),
+) -> Verdict:
     """Say in words whether a difference to the baseline is real.
 
     Args:
@@ -194,6 +200,7 @@ def verdict(name: str, metric: str, interval: Interval | None, seedless: bool = 
         metric: what to call the metric; it is in fractions, written as percent.
         interval: the difference over seeds, over images or over both; ``None`` without either.
         seedless: whether every run with another seed gives the same, on both sides.
+        pretrainings: whether runs of the backbone, and of the baseline, have a pretraining of their own each.
     """
     if interval is None:
         same = 'the same in every run, and nothing known of other test images'
@@ -212,13 +219,19 @@ def verdict(name: str, metric: str, interval: Interval | None, seedless: bool = 
         return Verdict(
             kind, f'{text} over test images only; a single run: how much runs scatter is not known'
         )
-    text += f', {interval.runs[0]}+{interval.runs[1]} runs'
+    words = ['pretrainings' if one else 'runs' for one in pretrainings]
+    ours, theirs = interval.runs
+    if words[0] == words[1]:
+        text += f', {ours}+{theirs} {words[0]}'
+    else:
+        text += f', {ours} {words[0]} and {theirs} {words[1]}'
     if not resolved:
         needed = runs_needed(interval.value, interval, interval.image_error)
         if needed is None:
             text += '; so small a difference cannot be resolved on these test images, by any number of runs'
         else:
-            text += f'; about {needed} runs each would resolve a true {value}'
+            each = words[0] if words[0] == words[1] else 'runs'
+            text += f'; about {needed} {each} each would resolve a true {value}'
             few = runs_needed(interval.value, interval)
             if few is not None and needed > 2 * few:
                 text += f', with many more test images about {few}'

@@ -59,11 +59,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One backbone: ``values[metric][seed]`` after fine-tuning, and ``pretrain`` accuracies; fractions."""
+    """One backbone: ``values[metric][seed]`` after fine-tuning, and ``pretrain`` accuracies; fractions.
+
+    With ``pretrainings`` it is a method, and each seed has a backbone of its own.
+    """
 
     name: str
     values: dict[str, dict[int, float]]
     pretrain: dict[str, float] = field(default_factory=dict)
+    pretrainings: bool = False
 
     def mean(self, metric: str) -> float | None:
         """Mean over the seeds, ``None`` where there is no run."""
@@ -155,7 +159,8 @@ def rows(
             runs[int(one['seed'])] = float(value)
     order = [baseline, *(name for name in names if name != baseline)]
     known = pretrain or {}
-    return [Row(name, grouped[name], dict(known.get(name) or {})) for name in order]
+    several = {one['name'] for one in results if one.get('pretraining')}
+    return [Row(name, grouped[name], dict(known.get(name) or {}), name in several) for name in order]
 
 
 def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
@@ -170,7 +175,7 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
         InputError: two backbones, configs, settings or image lists where there must be one; names them.
     """
     keys = (
-        ('backbones', 'sha256', ('name',)),
+        ('backbones', 'sha256', ('name', 'pretraining')),
         ('configs', 'config', ('task', 'dataset')),
         ('settings', 'config_sha256', ('config',)),
         ('image lists', 'lists_sha256', ('task', 'dataset')),
@@ -178,7 +183,7 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
     for what, key, parts in keys:
         seen: dict[str, str] = {}
         for one in results:
-            group = ' '.join(one[part] for part in parts if one.get(part) is not None)
+            group = ' '.join(str(one[part]) for part in parts if one.get(part) is not None)
             if key not in one or not group:
                 continue
             found = one[key] or 'none'  # random weights are a backbone, too
@@ -188,6 +193,13 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
                     f'results of {group!r} come from two {what}: {first} and {found}; '
                     'delete the ones that are not meant, or keep them in another work dir'
                 )
+    kinds = {(one.get('name'), bool(one.get('pretraining'))) for one in results}
+    mixed = [name for name, several in kinds if several and (name, False) in kinds]
+    if mixed:
+        raise InputError(
+            f'of the runs of {mixed[0]!r} some are of one checkpoint, some of several pretrainings: '
+            'delete the ones that are not meant, or keep them in another work dir'
+        )
 
 
 def on_demo_data(result: Mapping[str, Any]) -> bool:
@@ -286,6 +298,9 @@ def notes(table: Sequence[Row], paper: bool) -> list[str]:
         said.append(_ONE_RUN if max(counts, default=1) == 1 else _SOME_SINGLE)
     if any(count > 1 for count in counts):
         said.append(_SEVERAL)
+    several = [row.name for row in table if row.pretrainings]
+    if several:
+        said.append(f'{", ".join(several)}: each seed has a pretraining of its own')
     return [*said, PAPER_NOTE] if paper else said
 
 

@@ -50,6 +50,8 @@ def build_table5(
             'sha256': mine[0].get('sha256'),
             'pretrain': {key: (known or {}).get(key) for key in ('top1', 'top5', 'seconds')},
         }
+        if row.pretrainings:
+            entry['pretrainings'] = _pretrainings(mine)
         for dataset in DATASETS.values():
             metric, *others = (one.name for one in dataset.metrics)
             runs = [one for one in mine if one['task'] == dataset.task and metric in one['metrics']]
@@ -87,6 +89,26 @@ def _class_comparisons(results: Sequence[Mapping[str, Any]], names: Sequence[str
         for task in TASKS
         for name in names[1:]
         for one in compare_classes(results, name, names[0], task)
+    ]
+
+
+def _pretrainings(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The backbones of a method, in their order."""
+    found = {one['pretraining']: one for one in runs}
+    return [
+        {'checkpoint': one.get('backbone'), 'sha256': one.get('sha256'), 'seed': one['seed']}
+        for _, one in sorted(found.items())
+    ]
+
+
+def backbone_files(table5: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Name, arch, checkpoint and sha256 of each backbone; of a method those of each pretraining."""
+    return [
+        {'name': backbone['name'], 'arch': backbone.get('arch')}
+        | {'checkpoint': one.get('checkpoint'), 'sha256': one.get('sha256')}
+        | ({'name': f'{backbone["name"]}, seed {one["seed"]}'} if one is not backbone else {})
+        for backbone in table5['backbones']
+        for one in backbone.get('pretrainings') or [backbone]
     ]
 
 
@@ -196,7 +218,7 @@ def table5_rows(table5: Mapping[str, Any]) -> list[Row]:
                 values[one.get('metric', metric)] = dict(zip(seeds, one['values'], strict=True))
         known = backbone.get('pretrain') or {}
         pretrain = {key: known[key] for key in ('top1', 'top5') if known.get(key) is not None}
-        table.append(Row(backbone['name'], values, pretrain))
+        table.append(Row(backbone['name'], values, pretrain, bool(backbone.get('pretrainings'))))
     return table
 
 
@@ -207,9 +229,7 @@ def table5_markdown(table5: Mapping[str, Any]) -> str:
     parts = [f'# Table 5 on {what}', format_rows(table5_rows(table5), 'markdown', paper)]
     said = [f'- {one["text"]}' for one in table5.get('comparisons', ())]
     parts += ['## Verdicts', '\n'.join(said)] if said else []
-    files = [
-        (one['name'], f'`{one.get("checkpoint")}`', f'`{one.get("sha256")}`') for one in table5['backbones']
-    ]
+    files = [(one['name'], f'`{one["checkpoint"]}`', f'`{one["sha256"]}`') for one in backbone_files(table5)]
     parts.append(markdown_table(['backbone', 'checkpoint', 'sha256'], files, text_columns=3))
     stages = [*table5['stages'], {'name': 'whole run', 'seconds': table5['seconds']}]
     times = [(stage['name'], f'{stage["seconds"]:.0f}') for stage in stages]

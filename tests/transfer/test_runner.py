@@ -71,7 +71,7 @@ def identity(config, data_root, options=None):
 
 
 def test_names_and_checkpoints():
-    assert runner.named_checkpoints(['B=x=1.pth', 'A=none']) == {'B': 'x=1.pth', 'A': 'none'}
+    assert runner.named_checkpoints(['B=x=1.pth', 'A=none', 'B=y']) == {'B': ['x=1.pth', 'y'], 'A': ['none']}
 
 
 def test_without_names_the_papers_two_pretrainings_are_meant(tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_without_names_the_papers_two_pretrainings_are_meant(tmp_path, monkeypat
     with pytest.raises(InputError, match='no finished pretraining in work_dirs/sd_r152_imagenet: name'):
         runner.named_checkpoints([])
     Path(own['SD'], 'result.json').touch()
-    assert runner.named_checkpoints([]) == own
+    assert runner.named_checkpoints([]) == {name: [folder] for name, folder in own.items()}
 
 
 def test_names_after_the_options_are_not_swallowed(tmp_path):
@@ -192,7 +192,7 @@ def test_the_data_is_checked_before_anything_runs(in_repo, files, tiny_voc, tmp_
         (['det', 'voc07', 'A'], "'A' is not NAME=CHECKPOINT"),
         (['det', 'voc07', 'A='], "'A=' is not NAME=CHECKPOINT"),
         (['det', 'voc07', 'a/b=x.pth'], 'cannot name a folder'),
-        (['det', 'voc07', 'A=x.pth', 'A=y.pth'], 'the name A is given twice'),
+        (['det', 'voc07', 'A=x.pth', 'A=x.pth'], 'A=x.pth is given twice'),
         (['det', 'voc07', 'A=missing.pth'], r'A=missing\.pth: .*does not exist'),
         (['det', 'voc07', 'A=none'], 'say --config'),
         (['seg', 'voc12', 'A=none', '--gpus', '999'], '999 GPUs asked for'),
