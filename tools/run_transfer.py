@@ -94,12 +94,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     results = table.collect(work_dir, first=checkpoints)
     print(table.format_table(results))
-    curves = {
-        f'{name} {place}' if len(sources) > 1 else name: Path(source)
-        for name, sources in checkpoints.items()
-        for place, source in enumerate(sources, 1)
-        if Path(source).is_dir()
-    }
+    sources = runner.numbered(checkpoints)
+    curves = {name: Path(source) for name, source in sources.items() if Path(source).is_dir()}
     content = note_transfer(work_dir, results, [shlex.join(sys.orig_argv)], curves)
     print('\n'.join(['', *(one['text'] for one in content['comparisons']), '']), flush=True)
     report_transfer(work_dir, results, content)

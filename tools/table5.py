@@ -25,7 +25,17 @@ def main() -> None:
         choices=('r18', 'r34', 'r50', 'r101', 'r152'),
         help='on real data; default: r152',
     )
-    parser.add_argument('--seeds', default='1', help='of the fine-tunings: how many (3), or which (0,1,7)')
+    parser.add_argument(
+        '--seeds',
+        help='of the fine-tunings: how many (3), or which (0,1,7); default: one for each pretraining',
+    )
+    parser.add_argument(
+        '--pretrainings',
+        type=int,
+        default=1,
+        metavar='N',
+        help='pretrain each N times, with other seeds: the verdict is then about the methods',
+    )
     parser.add_argument('--scratch', action='store_true', help='add fine-tunings from random weights')
     parser.add_argument('--amp', action='store_true', help='train in bfloat16 mixed precision')
     parser.add_argument('--compile', action='store_true', help='compile network and augmentation to pretrain')
@@ -44,7 +54,8 @@ def main() -> None:
         demo_data=args.demo_data,
         arch=args.arch,
         gpus=args.gpus,
-        seeds=parse_seeds(args.seeds),
+        seeds=parse_seeds(args.seeds or str(args.pretrainings)),
+        pretrainings=args.pretrainings,
         parallel=args.parallel or runs_side_by_side(args.gpus),
         scratch=args.scratch,
         amp=args.amp,

@@ -25,7 +25,6 @@ _IDENTITY = (
     ('config_sha256', 'config'),
     ('lists_sha256', 'image lists'),
     ('sha256', 'backbone'),
-    ('pretraining', 'pretraining'),
     ('seed', 'seed'),
 )
 
@@ -164,7 +163,7 @@ def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
 
 
 def _short(run: dict[str, Any], key: str, what: str) -> str:
-    short = str(run.get(key) or 'none')[:8]
+    short = str(run.get(key))[:8]
     return f'{run[what]} ({short})' if what in run and what != key else short
 
 

@@ -128,6 +128,15 @@ def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, lis
     return named
 
 
+def numbered(named: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """What each name has, by name; where it has several: ``name 1``, ``name 2``, ..."""
+    return {
+        f'{name} {place}' if len(several) > 1 else name: one
+        for name, several in named.items()
+        for place, one in enumerate(several, 1)
+    }
+
+
 def backbone_file(name: str, source: str, folder: Path) -> str:
     """Return the backbone file of a checkpoint: itself, or what it was or is converted to in ``folder``.
 

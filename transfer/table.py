@@ -174,8 +174,9 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         InputError: two backbones, configs, settings or image lists where there must be one; names them.
     """
+    methods = {one['name'] for one in results if one.get('pretraining')}
     keys = (
-        ('backbones', 'sha256', ('name', 'pretraining')),
+        ('backbones', 'sha256', ('name',)),
         ('configs', 'config', ('task', 'dataset')),
         ('settings', 'config_sha256', ('config',)),
         ('image lists', 'lists_sha256', ('task', 'dataset')),
@@ -183,7 +184,8 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
     for what, key, parts in keys:
         seen: dict[str, str] = {}
         for one in results:
-            group = ' '.join(str(one[part]) for part in parts if one.get(part) is not None)
+            by = ('name', 'seed') if what == 'backbones' and one.get('name') in methods else parts
+            group = ' '.join(str(one[part]) for part in by if one.get(part) is not None)
             if key not in one or not group:
                 continue
             found = one[key] or 'none'  # random weights are a backbone, too
@@ -193,13 +195,14 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
                     f'results of {group!r} come from two {what}: {first} and {found}; '
                     'delete the ones that are not meant, or keep them in another work dir'
                 )
-    kinds = {(one.get('name'), bool(one.get('pretraining'))) for one in results}
-    mixed = [name for name, several in kinds if several and (name, False) in kinds]
-    if mixed:
-        raise InputError(
-            f'of the runs of {mixed[0]!r} some are of one checkpoint, some of several pretrainings: '
-            'delete the ones that are not meant, or keep them in another work dir'
-        )
+    for name in methods:
+        by_seed = {one['seed']: one['sha256'] for one in results if one['name'] == name}
+        if len(set(by_seed.values())) < len(by_seed):
+            raise InputError(
+                f'{name} has several pretrainings, each for a seed of its own, and two of its seeds '
+                f'({", ".join(map(str, sorted(by_seed)))}) are of the same one: '
+                'delete the ones that are not meant, or keep them in another work dir'
+            )
 
 
 def on_demo_data(result: Mapping[str, Any]) -> bool:

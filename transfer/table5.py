@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -42,6 +43,8 @@ class Table5:
         arch: ``'r18'`` to ``'r152'`` on real data; the demo has ``'r18'``.
         gpus: GPUs of one run; 1 runs on the CPU where there is none.
         seeds: seeds of the fine-tunings.
+        pretrainings: how often BL and SD are pretrained, with seeds from 0; of several each is fine-tuned
+            once, with its seed.
         parallel: runs side by side.
         scratch: add a row of fine-tunings from random weights.
         amp: train in bfloat16; the demo's fine-tunings do so anyway on a CPU that computes in it.
@@ -54,6 +57,7 @@ class Table5:
     arch: str = 'r152'
     gpus: int = 1
     seeds: tuple[int, ...] = (0,)
+    pretrainings: int = 1
     parallel: int = 1
     scratch: bool = False
     amp: bool = False
@@ -74,11 +78,13 @@ class Table5:
         dataset = DATASETS[pair]
         return dataset.demo_config if self.demo else dataset.config.format(network=self.arch)
 
-    def pretrain_dir(self, name: str) -> Path:
-        """Where a pretraining goes; on real data the place where tools/transfer.sh looks for it."""
+    def pretrain_dirs(self, name: str) -> list[Path]:
+        """Where pretrainings go, by seed; on real data the first where tools/transfer.sh looks for it."""
+        first = Path('work_dirs') / self.pretrain_config(name).stem
         if self.demo:
-            return self.work_dir / 'pretrain' / name.lower()
-        return Path('work_dirs') / self.pretrain_config(name).stem
+            first = self.work_dir / 'pretrain' / name.lower()
+        others = [first.with_name(f'{first.name}_seed{seed}') for seed in range(1, self.pretrainings)]
+        return [first, *others]
 
 
 class _Stages:
@@ -115,6 +121,8 @@ def run_table5(what: Table5) -> Path:
     """
     check_gpus(what.gpus, what.parallel)
     check_amp(what.amp)
+    if what.pretrainings > 1 and what.seeds != tuple(range(what.pretrainings)):
+        raise InputError('several pretrainings have the seeds of the fine-tunings: leave --seeds out')
     for pair in TABLE5:
         split_total_batch(load_config(what.transfer_config(pair)), what.gpus)
     stages = _Stages(what.work_dir / 'stages.json')
@@ -134,11 +142,14 @@ def run_table5(what: Table5) -> Path:
     )
     with stages('convert'):
         backbones = {
-            name: runner.backbone_file(name, str(what.pretrain_dir(name)), options.work_dir / 'backbones')
+            name: [
+                runner.backbone_file(name, str(folder), options.work_dir / 'backbones')
+                for folder in what.pretrain_dirs(name)
+            ]
             for name in ('BL', 'SD')
         }
     if what.scratch:
-        backbones[SCRATCH] = 'none'
+        backbones[SCRATCH] = ['none']
     results = []
     for task, dataset in TABLE5:
         with stages(task):
@@ -147,7 +158,7 @@ def run_table5(what: Table5) -> Path:
     with stages('samples', anew=True), quiet(what.work_dir / 'samples.log'):
         drawn = draw_samples(results)
     table5 = _write_table(what, results, stages)
-    curves = {name: what.pretrain_dir(name) for name in ('BL', 'SD')}
+    curves = runner.numbered({name: what.pretrain_dirs(name) for name in ('BL', 'SD')})
     report_runs(what.work_dir, results, table5, curves, drawn, [shlex.join(sys.orig_argv)])
     return what.work_dir / 'table5.json'
 
@@ -180,8 +191,14 @@ def _data(what: Table5) -> Path:
 def _pretrain(what: Table5, data_root: Path) -> None:
     options = (COMPILE,) if what.compile else ()
     runs = [
-        Pretraining(name, str(what.pretrain_config(name)), what.pretrain_dir(name), options)
+        Pretraining(
+            f'{name} seed {seed}' if what.pretrainings > 1 else name,
+            str(what.pretrain_config(name)),
+            folder,
+            (*options, f'randomness.seed={seed}') if seed else options,
+        )
         for name in ('BL', 'SD')
+        for seed, folder in enumerate(what.pretrain_dirs(name))
     ]
     # On GPUs one after the other, each with all of them; on the CPU side by side.
     parallel = 1 if torch.cuda.device_count() > 0 else what.parallel
@@ -206,12 +223,16 @@ def _write_table(what: Table5, results: list[dict], stages: _Stages) -> dict:
     """Write ``table5.json`` and ``table5.md``; returns the content of the first."""
     from transfer.table5_json import build_table5, table5_markdown
 
-    pretrain_dirs = {name: what.pretrain_dir(name) for name in ('BL', 'SD')}
+    found = {name: [_pretrain_result(folder) for folder in what.pretrain_dirs(name)] for name in ('BL', 'SD')}
     table5 = build_table5(
         results,
         data='demo' if what.demo else 'real',
         stages=stages.listed(),
-        pretrain={name: _pretrain_result(folder) for name, folder in pretrain_dirs.items()},
+        pretrain={
+            name: {key: fmean(one[key] for one in several) for key in ('top1', 'top5')}
+            | {'seconds': sum(one['seconds'] for one in several)}
+            for name, several in found.items()
+        },
         baseline='BL',
     )
     write_json(what.work_dir / 'table5.json', table5)

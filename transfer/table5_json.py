@@ -93,11 +93,11 @@ def _class_comparisons(results: Sequence[Mapping[str, Any]], names: Sequence[str
 
 
 def _pretrainings(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The backbones of a method, in their order."""
-    found = {one['pretraining']: one for one in runs}
+    """The backbones of a method, by seed."""
+    found = {one['seed']: one for one in runs}
     return [
-        {'checkpoint': one.get('backbone'), 'sha256': one.get('sha256'), 'seed': one['seed']}
-        for _, one in sorted(found.items())
+        {'seed': seed, 'checkpoint': one.get('backbone'), 'sha256': one.get('sha256')}
+        for seed, one in sorted(found.items())
     ]
 
 

@@ -112,18 +112,18 @@ def test_tables_say_what_a_seed_is():
 
 
 @pytest.mark.parametrize(
-    ('mixed', 'message'),
+    ('more', 'message'),
     [
-        ([*METHODS, {**METHODS[0], 'seed': 3, 'pretraining': None}], "'BL' some are of one checkpoint, some"),
-        (
-            [*METHODS, {**METHODS[0], 'task': 'det', 'sha256': 'x'}],
-            "'BL 1' come from two backbones: BL0 and x",
-        ),
+        ({'seed': 3, 'pretraining': None}, r'two of its seeds \(0, 1, 2, 3\) are of the same one'),
+        ({'task': 'det', 'sha256': 'x'}, "'BL 0' come from two backbones: BL0 and x"),
+        ({'name': 'TV', 'sha256': 'x', 'pretraining': None}, "'TV' come from two backbones"),
     ],
 )
-def test_other_backbones_are_not_mixed_in(mixed, message):
+def test_other_backbones_are_not_mixed_in(more, message):
+    every = [*METHODS, *CHECKPOINT]
+    require_comparable(every)
     with pytest.raises(InputError, match=message):
-        require_comparable(mixed)
+        require_comparable([*every, METHODS[0] | more])
 
 
 def test_from_checkpoints_to_a_report(files, data_root, tmp_path, run_tool, capsys, in_repo):
@@ -141,5 +141,8 @@ def test_from_checkpoints_to_a_report(files, data_root, tmp_path, run_tool, caps
     assert 'is about these checkpoints' not in page
     assert 'A, seed 0' in page and 'B, seed 1' in page
 
-    assert run_tool('run_transfer.py', 'probe', 'voc07', named[0], *how) == 2
-    assert 'pretraining was 1, is now none' in capsys.readouterr().err
+    # A run of one checkpoint that is there is one of the method.
+    assert run_tool('run_transfer.py', 'probe', 'voc07', named[0], *how) == 0
+    assert 'seed0: finished before' in capsys.readouterr().out
+    assert run_tool('run_transfer.py', 'probe', 'voc07', named[0], '--seeds', '2', *how) == 2
+    assert 'holds another run: backbone was' in capsys.readouterr().err
