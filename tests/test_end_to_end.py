@@ -65,3 +65,21 @@ def test_a_second_call_trains_nothing(finished):
     printed = run('tools/table5.sh', '--demo-data', world, '--work-dir', work_dir, '--scratch')
     assert printed.count('finished before') == 6
     assert {path: path.stat().st_mtime_ns for path in work_dir.rglob('*.pth')} == before
+
+
+def test_more_pretrainings_are_added_and_make_methods_of_both(finished):
+    work_dir, world, _ = finished
+    printed = run('tools/table5.sh', '--demo-data', world, '--work-dir', work_dir, '--pretrainings', 2)
+    assert printed.count('finished before') == 4
+    assert (
+        printed.count('2+2 pretrainings') == 3 and 'BL, SD: each seed has a pretraining of its own' in printed
+    )
+    table5 = json.loads((work_dir / 'table5.json').read_text())
+    for backbone in table5['backbones']:
+        assert len({one['sha256'] for one in backbone['pretrainings']}) == 2
+        assert len(backbone['det']['values']) == len(backbone['seg']['values']) == 2
+        folders = [work_dir / 'pretrain' / (backbone['name'].lower() + end) for end in ('', '_seed1')]
+        found = [json.loads((folder / 'result.json').read_text())['top1'] for folder in folders]
+        assert backbone['pretrain']['top1'] == pytest.approx(sum(found) / 2)
+    report = (work_dir / 'report.html').read_text()
+    assert 'BL 2' in report and 'SD, seed 1' in report

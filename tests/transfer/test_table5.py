@@ -42,3 +42,11 @@ def test_gpus_that_do_not_divide_a_batch_are_refused_before_anything_is_written(
     with pytest.raises(InputError, match='total batch of 8 cannot be divided over 16'):
         run_table5(Table5(work_dir=tmp_path / 'w', data_root=tmp_path, gpus=16))
     assert not (tmp_path / 'w').exists()
+
+
+def test_several_pretrainings_decide_the_seeds(tmp_path):
+    with pytest.raises(InputError, match='several pretrainings have the seeds .*: leave --seeds out'):
+        run_table5(Table5(work_dir=tmp_path / 'w', pretrainings=3, seeds=(0, 1)))
+    assert not (tmp_path / 'w').exists()
+    (first, second) = Table5(data_root=tmp_path, arch='r50', pretrainings=2).pretrain_dirs('SD')
+    assert (first.name, second.name) == ('sd_r50_imagenet', 'sd_r50_imagenet_seed1')
