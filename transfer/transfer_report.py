@@ -60,8 +60,9 @@ def note_transfer(
     demo = all(map(on_demo_data, results))
     before = read_json(work_dir / NOTED, 'delete it, the report is made anew', missing={})
     commands = list(dict.fromkeys([*before.get('commands', []), *commands]))
-    curves = before.get('curves', {}) | {name: str(folder) for name, folder in (curves or {}).items()}
-    curves = {name: folder for name, folder in curves.items() if Path(folder).is_dir()}
+    now = {name: str(folder) for name, folder in (curves or {}).items()}
+    earlier = {name: one for name, one in before.get('curves', {}).items() if one not in now.values()}
+    curves = {name: folder for name, folder in (earlier | now).items() if Path(folder).is_dir()}
     content = build_table5(results, data='demo' if demo else 'real', stages=[])
     content |= {'commands': commands, 'curves': curves}
     write_json(work_dir / NOTED, content)

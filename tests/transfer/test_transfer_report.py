@@ -56,6 +56,9 @@ def test_commands_and_curves_stay_over_later_calls(results, tmp_path):
     noted = json.loads((tmp_path / 'transfer.json').read_text())
     assert noted['commands'] == ['tools/transfer.sh probe voc07', 'tools/transfer.sh seg voc12']
     assert noted['curves'] == {'BL': str(tmp_path / 'pretrain')}
+    # The same pretraining by another name, as one of several.
+    renamed = note_transfer(tmp_path, results, [], {'BL 1': tmp_path / 'pretrain'})
+    assert renamed['curves'] == {'BL 1': str(tmp_path / 'pretrain')}
     assert content['data'] == 'real' and [one['verdict'] for one in content['comparisons']] == ['better']
     page = (tmp_path / 'report.html').read_text()
     assert all(f'<code>{command}</code>' in page for command in noted['commands'])
