@@ -226,8 +226,9 @@ class _ImageSample:
 
     def seedless(self, both: Sequence[Row], metric: str) -> bool:
         """Whether other seeds change nothing, as the runs say of themselves or show."""
-        runs = [run for one in both for run in self._runs(one.name, metric)]
-        if all(metric in run.get('seedless', ()) and not run.get('pretraining') for run in runs):
+        if any(one.pretrainings for one in both):
+            return False
+        if all(metric in run.get('seedless', ()) for one in both for run in self._runs(one.name, metric)):
             return True
         return all(one.sd(metric) == 0 for one in both)
 

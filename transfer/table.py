@@ -159,8 +159,8 @@ def rows(
             runs[int(one['seed'])] = float(value)
     order = [baseline, *(name for name in names if name != baseline)]
     known = pretrain or {}
-    several = {one['name'] for one in results if one.get('pretraining')}
-    return [Row(name, grouped[name], dict(known.get(name) or {}), name in several) for name in order]
+    files = {name: {one.get('sha256') for one in results if one['name'] == name} for name in names}
+    return [Row(name, grouped[name], dict(known.get(name) or {}), len(files[name]) > 1) for name in order]
 
 
 def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:

@@ -98,13 +98,17 @@ def test_verdicts_count_pretrainings():
     assert 'pretrainings each would resolve' in open_one.verdict.text
     (against,) = compare([*CHECKPOINT, *METHODS[3:]])
     assert ', 3 pretrainings and 3 runs' in against.verdict.text
+    # One that is left of a method is a checkpoint.
+    (alone,) = compare([METHODS[0], METHODS[3]])
+    assert 'pretraining' not in alone.verdict.text
     (plain,) = compare([*CHECKPOINT, *results('T', 0.61, 0.63, 0.63, pretrainings=False)])
     assert ', 3+3 runs' in plain.verdict.text
 
 
 def test_tables_say_what_a_seed_is():
     note = 'SD: each seed has a pretraining of its own'
-    assert note in format_table([*CHECKPOINT, *METHODS[3:]]) and note not in format_table(CHECKPOINT)
+    assert note in format_table([*CHECKPOINT, *METHODS[3:]])
+    assert note not in format_table([*CHECKPOINT, METHODS[3]])
     table5 = build_table5([*METHODS, *CHECKPOINT], data='real', stages=[])
     assert [row.pretrainings for row in table5_rows(table5)] == [True, True, False]
     text = table5_markdown(json.loads(json.dumps(table5)))
