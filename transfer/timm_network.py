@@ -84,13 +84,14 @@ def recorded_network(checkpoint: Mapping[str, Any], label: str) -> TimmNetwork |
             project, or of timm's training script.
         label: of :func:`transfer.sources.resolve`; that of ``timm:NAME`` says it.
     """
-    library, _, full_name = label.partition(':')
-    name = full_name.partition('.')[0] if library == 'timm' else recorded_name(checkpoint)
+    library, _, fetched = label.partition(':')
+    full_name = fetched if library == 'timm' else recorded_name(checkpoint)
+    name = full_name.partition('.')[0]
     if not name or name in ARCHS:
         return None
     import timm
 
-    pretrained = timm.get_pretrained_cfg(full_name if library == 'timm' else name)
+    pretrained = timm.get_pretrained_cfg(full_name)
     # Networks of this project for CIFAR's images have no such entry, nor a form without classifier.
     if pretrained is None:
         return None
