@@ -159,8 +159,11 @@ def rows(
             runs[int(one['seed'])] = float(value)
     order = [baseline, *(name for name in names if name != baseline)]
     known = pretrain or {}
-    several = {one['name'] for one in results if one.get('pretraining')}
-    return [Row(name, grouped[name], dict(known.get(name) or {}), name in several) for name in order]
+    methods = {one['name'] for one in results if one.get('pretraining')}
+    seeds = {name: {one['seed'] for one in results if one['name'] == name} for name in methods}
+    return [
+        Row(name, grouped[name], dict(known.get(name) or {}), len(seeds.get(name, ())) > 1) for name in order
+    ]
 
 
 def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
