@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import errno
+import json
 import os
 import re
 import select
@@ -121,10 +122,11 @@ def _format_once() -> None:
     format_code = yapf_api.FormatCode
 
     @lru_cache(maxsize=4)
-    def formatted(text: str, style: tuple[tuple[str, Any], ...]) -> tuple[str, bool]:
-        return format_code(text, style_config=dict(style))
+    def formatted(call: str) -> tuple[str, bool]:
+        args, options = json.loads(call)
+        return format_code(*args, **options)
 
-    yapf_api.FormatCode = lambda text, style_config: formatted(text, tuple(style_config.items()))
+    yapf_api.FormatCode = lambda *args, **options: formatted(json.dumps([args, options]))
 
 
 # What ``--compile`` says to a config.

@@ -29,6 +29,8 @@ _KNOWN = re.compile(
 )
 # Of timm's networks, those with names and shapes of a plain ResNet that filter where that strides.
 _LOOKALIKE = re.compile(r'resnet(aa|blur)\d')
+# Arguments of timm's ResNets that make no difference once they are trained.
+_IN_TRAINING = ('drop_rate', 'drop_path_rate', 'drop_block_rate', 'zero_init_last')
 
 
 @dataclass
@@ -59,6 +61,12 @@ def read_weights(checkpoint: Mapping[str, Any], where: str, key: str | None = No
         raise InputError(
             f'{where} is a {named}: its weights have the names and shapes of a plain ResNet, which strides '
             'where it filters, so the features would be others'
+        )
+    other = {key: value for key, value in recorded_args(checkpoint).items() if key not in _IN_TRAINING}
+    if named.partition('.')[0] in ARCHS and other:
+        raise InputError(
+            f'{where} is a {named} with model.network_args={other}: a plain ResNet with its weights computes '
+            'other features'
         )
     tensors = select_tensors(checkpoint, where, key)
     prefix = _prefix(tensors, where, named)
@@ -98,6 +106,14 @@ def recorded_name(checkpoint: Mapping[str, Any]) -> str:
     meta = meta if isinstance(meta, dict) else {}
     settings = meta.get('run_settings') or {}
     return str(meta.get('arch') or settings.get('model.network') or checkpoint.get('arch') or '')
+
+
+def recorded_args(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Further arguments of ``timm.create_model`` by the words of our snapshots and epochs."""
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    settings = meta.get('run_settings') or {}
+    return meta.get('network_args') or settings.get('model.network_args') or {}
 
 
 def select_tensors(checkpoint: Mapping[str, Any], where: str, key: str | None = None) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Transfers:
-    """The metrics, and the Markdown table of all backbones of their work dirs."""
+    """The metrics, and the Markdown tables of all backbones of their work dirs."""
 
     values: tuple[Transfer, ...] = ()
     tables: tuple[str, ...] = ()
@@ -160,6 +160,10 @@ def transfer_results(folders: Sequence[Path], source_sha256: str, baseline: str)
                     )
                 )
         tables.append(table.format_table(results, fmt='markdown'))
+        methods = {row.name for row in table.rows(results) if row.pretrainings}
+        which = dict.fromkeys(f'{one["name"]}, seed {one["seed"]}' for one in ours if one['name'] in methods)
+        if which:
+            tables.append(f'This network is {" and ".join(which)}; verdicts are about all pretrainings.')
     return Transfers(tuple(values), tuple(tables))
 
 

@@ -311,7 +311,8 @@ def _seeded(
     if len(backbones) != len(seeds):
         raise InputError(
             f'{name} has {len(backbones)} pretrainings, each for a seed of its own, and there are '
-            f'{len(seeds)} seeds: say --seeds {len(backbones)}'
+            f'{len(seeds)} seeds: say --seeds {len(backbones)}; a name with more or fewer pretrainings goes '
+            'into a call of its own'
         )
     for place, one in enumerate(backbones):
         same = [other.path for other in backbones[:place] if other.sha256 == one.sha256]

@@ -123,6 +123,7 @@ def run_table5(what: Table5) -> Path:
     check_amp(what.amp)
     if what.pretrainings > 1 and what.seeds != tuple(range(what.pretrainings)):
         raise InputError('several pretrainings have the seeds of the fine-tunings: leave --seeds out')
+    _check_seeds(what)
     for pair in TABLE5:
         split_total_batch(load_config(what.transfer_config(pair)), what.gpus)
     stages = _Stages(what.work_dir / 'stages.json')
@@ -161,6 +162,18 @@ def run_table5(what: Table5) -> Path:
     curves = runner.numbered({name: what.pretrain_dirs(name) for name in ('BL', 'SD')})
     report_runs(what.work_dir, results, table5, curves, drawn, [shlex.join(sys.orig_argv)])
     return what.work_dir / 'table5.json'
+
+
+def _check_seeds(what: Table5) -> None:
+    """Refuse several pretrainings where fine-tunings with their seeds are there, of the first one."""
+    for name in ('BL', 'SD') if what.pretrainings > 1 else ():
+        for path in sorted(what.work_dir.glob(f'transfer/*/{name}/seed*/run.json')):
+            run = read_json(path, f'delete {path.parent} to run anew')
+            if run['seed'] != 0 and run.get('pretraining') is None:
+                raise InputError(
+                    f'{path.parent} is a fine-tuning of the first pretraining with seed {run["seed"]}, which '
+                    'is for another one with --pretrainings: take another --work-dir, or delete it'
+                )
 
 
 def _data(what: Table5) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_pretrain.cli import InputError
-from transfer.architecture import ARCHS, recorded_name, select_tensors
+from transfer.architecture import ARCHS, recorded_args, recorded_name, select_tensors
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,18 @@ def recorded_network(checkpoint: Mapping[str, Any], label: str) -> TimmNetwork |
             project, or of timm's training script.
         label: of :func:`transfer.sources.resolve`; that of ``timm:NAME`` says it.
     """
-    library, _, full_name = label.partition(':')
-    name = full_name.partition('.')[0] if library == 'timm' else recorded_name(checkpoint)
+    library, _, fetched = label.partition(':')
+    full_name = fetched if library == 'timm' else recorded_name(checkpoint)
+    name = full_name.partition('.')[0]
     if not name or name in ARCHS:
         return None
     import timm
 
-    pretrained = timm.get_pretrained_cfg(full_name if library == 'timm' else name)
+    pretrained = timm.get_pretrained_cfg(full_name)
     # Networks of this project for CIFAR's images have no such entry, nor a form without classifier.
     if pretrained is None:
         return None
-    meta = checkpoint.get('meta')
-    if isinstance(meta, dict):
-        settings = meta.get('run_settings') or {}
-        return TimmNetwork(name, meta.get('network_args') or settings.get('model.network_args') or {})
+    if isinstance(checkpoint.get('meta'), dict):
+        return TimmNetwork(name, recorded_args(checkpoint))
     mean, std = (tuple(255 * value for value in values) for values in (pretrained.mean, pretrained.std))
     return TimmNetwork(name, mean=mean, std=std)

@@ -66,6 +66,12 @@ def test_a_text_is_formatted_once(monkeypatch):
     assert len(styles) == 2
 
 
+def test_what_else_formats_with_yapf_can(tmp_path):
+    read_config(REPO / 'configs' / 'sd_r18_imagenet.py')
+    (tmp_path / 'a.py').write_text('a  = 1\n')
+    assert yapf_api.FormatFile(str(tmp_path / 'a.py'))[0] == 'a = 1\n'
+
+
 @pytest.mark.parametrize(
     'given, value',
     [

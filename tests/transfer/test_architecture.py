@@ -60,6 +60,19 @@ def test_a_lookalike_is_told_by_the_name_in_its_checkpoint(record, weights, tmp_
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_resnet_with_other_arguments_is_none_that_computes_the_same(weights, tmp_path):
+    for record in (
+        {'arch': 'resnet18', 'network_args': {'drop_path_rate': 0.1, 'act_layer': 'silu'}},
+        {'run_settings': {'model.network': 'resnet18', 'model.network_args': {'act_layer': 'silu'}}},
+    ):
+        torch.save({'state_dict': weights['resnet18'], 'meta': record}, tmp_path / 'x.pth')
+        with pytest.raises(InputError, match=r"network_args=\{'act_layer': 'silu'\}: a plain ResNet"):
+            convert(tmp_path / 'x.pth', tmp_path / 'out', 'mmdet')
+    record = {'arch': 'resnet18', 'network_args': {'drop_path_rate': 0.1}}
+    torch.save({'state_dict': weights['resnet18'], 'meta': record}, tmp_path / 'x.pth')
+    convert(tmp_path / 'x.pth', tmp_path / 'out', 'mmdet')
+
+
 @pytest.mark.parametrize('prefix', ['encoder.', 'module.net.'])
 def test_the_only_network_is_taken_whatever_its_prefix(prefix, weights, tmp_path):
     others = {'projector.weight': torch.zeros(2, 2)}

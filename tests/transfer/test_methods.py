@@ -10,7 +10,7 @@ from torchvision.models import resnet18, resnet34
 from sd_pretrain.cli import InputError
 from transfer import runner
 from transfer.evidence import compare
-from transfer.table import collect, format_table, require_comparable
+from transfer.table import collect, format_table, require_comparable, rows
 from transfer.table5_json import build_table5, table5_markdown, table5_rows
 from transfer.tasks import DATASETS
 
@@ -78,7 +78,7 @@ def test_each_seed_has_its_pretraining(files, data_root, tmp_path, in_repo):
 @pytest.mark.parametrize(
     ('named', 'message'),
     [
-        (['a0', 'a1', 'b'], 'A has 3 pretrainings, .* there are 2 seeds: say --seeds 3'),
+        (['a0', 'a1', 'b'], 'A has 3 pretrainings, .* there are 2 seeds: say --seeds 3; a name with more '),
         (['a0', 'again'], 'A has .*a0.pth and .*again.pth, the same weights: that is one pretraining'),
         (['a0', 'b'], 'A has pretrainings of several networks: resnet18, resnet34'),
         (['a0', 'none'], 'A has pretrainings of several networks: none, resnet18'),
@@ -111,6 +111,8 @@ def test_tables_say_what_a_seed_is():
     assert note not in format_table([*CHECKPOINT, METHODS[3]])
     table5 = build_table5([*METHODS, *CHECKPOINT], data='real', stages=[])
     assert [row.pretrainings for row in table5_rows(table5)] == [True, True, False]
+    # One alone says nothing of how far several lie apart.
+    assert [row.pretrainings for row in rows([METHODS[0], METHODS[3]])] == [False, False]
     text = table5_markdown(json.loads(json.dumps(table5)))
     assert '| SD, seed 2 | `SD2.pth` | `SD2` |' in text and '| TV | `TV0.pth` | `TV` |' in text
 

@@ -135,6 +135,17 @@ def test_results_of_a_backbone_that_was_given_converted(work_dir, transfer_dir, 
     assert found.value == pytest.approx(0.61)
 
 
+def test_the_card_of_one_of_several_pretrainings_says_which_it_is(work_dir, transfer_dir, tmp_path):
+    folder = shutil.copytree(transfer_dir, tmp_path / 'transfer')
+    source = sha256_of(work_dir / 'snapshot_2.pth')
+    assert not any('This network' in text for text in transfer_results([folder], source, 'BL').tables)
+    for seed, path in enumerate(sorted(folder.glob('seg_voc12/Ours/seed*/result.json'))):
+        run = json.loads(path.read_text()) | {'pretraining': seed + 1}
+        path.write_text(json.dumps(run | ({'sha256': f'{seed}', 'backbone': None} if seed else {})))
+    found = transfer_results([folder], source, 'BL')
+    assert found.tables[1].startswith('This network is Ours, seed 0; ') and found.values[0].seeds == (0,)
+
+
 @pytest.mark.parametrize(
     ('config', 'algorithm', 'more'),
     [

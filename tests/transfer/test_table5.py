@@ -50,3 +50,17 @@ def test_several_pretrainings_decide_the_seeds(tmp_path):
     assert not (tmp_path / 'w').exists()
     (first, second) = Table5(data_root=tmp_path, arch='r50', pretrainings=2).pretrain_dirs('SD')
     assert (first.name, second.name) == ('sd_r50_imagenet', 'sd_r50_imagenet_seed1')
+
+
+@pytest.mark.parametrize(('seed', 'pretraining', 'taken'), [(0, None, False), (1, 2, False), (1, None, True)])
+def test_seeds_of_one_pretraining_are_refused_before_others_are_pretrained(
+    seed, pretraining, taken, tmp_path, monkeypatch
+):
+    folder = tmp_path / f'transfer/det_voc07/SD/seed{seed}'
+    folder.mkdir(parents=True)
+    (folder / 'run.json').write_text(json.dumps({'seed': seed, 'pretraining': pretraining}))
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
+    what = Table5(work_dir=tmp_path, data_root=tmp_path / 'nowhere', pretrainings=2, seeds=(0, 1))
+    message = r'seed1 is a fine-tuning of the first pretraining .* --work-dir' if taken else 'does not exist'
+    with pytest.raises(InputError, match=message):
+        run_table5(what)
