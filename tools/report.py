@@ -15,9 +15,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--baseline', help='default: as in the report that is there')
     args = parser.parse_args(argv)
     from transfer import table
+    from transfer.results import collect
     from transfer.transfer_report import note_transfer, report_transfer
 
-    results = table.collect(args.work_dir, first=[args.baseline] if args.baseline else [])
+    results = collect(args.work_dir, first=[args.baseline] if args.baseline else [])
     table.rows(results, args.baseline)  # refuses one that is not there
     report_transfer(args.work_dir, results, note_transfer(args.work_dir, results, []))
     print(args.work_dir / 'report.html')

@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.gpus.isdigit():
         raise InputError(f'--gpus-per-job (or GPUS) {args.gpus}: a number is needed')
     from transfer import runner, table
+    from transfer.results import collect
     from transfer.transfer_report import note_transfer, report_transfer
 
     runner.find_task(args.task, args.dataset)
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     runner.run_transfer(args.task, args.dataset, checkpoints, options)
     if args.dry_run:
         return
-    results = table.collect(work_dir, first=checkpoints)
+    results = collect(work_dir, first=checkpoints)
     print(table.format_table(results))
     sources = runner.numbered(checkpoints)
     curves = {name: Path(source) for name, source in sources.items() if Path(source).is_dir()}

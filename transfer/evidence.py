@@ -77,7 +77,7 @@ def compare(
 
     Args:
         results: contents of ``result.json`` files, each with its ``work_dir``
-            (:func:`transfer.table.collect`).
+            (:func:`transfer.results.collect`).
         baseline: name of the baseline; default: the first result's.
         resamples: number of bootstrap resamples of the test images.
 

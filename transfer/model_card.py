@@ -18,6 +18,7 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.schedule import snapshot_hooks
 from transfer import evidence, table
 from transfer.checkpoint_io import read_meta, sha256_of
+from transfer.results import collect, on_demo_data
 from transfer.tasks import DATASETS, TASKS, all_metrics
 
 LICENSES = (
@@ -137,7 +138,7 @@ def transfer_results(folders: Sequence[Path], source_sha256: str, baseline: str)
     values: list[Transfer] = []
     tables: list[str] = []
     for folder in folders:
-        results = table.collect(folder, first=[baseline])
+        results = collect(folder, first=[baseline])
         files = _converted(folder, results, source_sha256)
         ours = [one for one in results if one.get('sha256') in files]
         if not ours:
@@ -247,7 +248,7 @@ def _is_demo(config: str) -> bool:
 
 
 def _dataset(result: Mapping[str, Any]) -> str:
-    if table.on_demo_data(result):
+    if on_demo_data(result):
         return _DEMO
     known = DATASETS.get((result['task'], result.get('dataset')))
     return known.card if known else result.get('dataset', '')

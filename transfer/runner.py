@@ -18,12 +18,12 @@ from transfer.backbone import RANDOM, Backbone, config_arch, put_into, read_back
 from transfer.checkpoint_io import is_published, read_meta, sha256_of
 from transfer.convert import convert
 from transfer.foreign_config import data_folder
+from transfer.results import collect, require_comparable
 from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
 from transfer.slurm import slurm_parameters
 from transfer.sources import FETCHED, resolve
 from transfer.speed import check_amp, check_float16
 from transfer.start import dry_lines, runs_at_a_time, start
-from transfer.table import collect, require_comparable
 from transfer.tasks import DATASETS, TASKS, Dataset
 from transfer.timm_network import recorded_network
 

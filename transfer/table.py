@@ -6,9 +6,7 @@ backbones were run with several seeds, and ``± ?`` where a single run leaves it
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,8 +16,8 @@ from typing import Any
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.markdown import markdown_table
-from sd_pretrain.work_dir import read_json
 from transfer.check_data import FULL_VOC07, FULL_VOC12
+from transfer.results import require_comparable
 from transfer.tasks import DATASETS, TABLE5, all_metrics
 
 ACCURACIES = {'top1': 'top-1', 'top5': 'top-5'}
@@ -28,14 +26,11 @@ PAPER = {
     'BL': {'top1': 0.7883, 'top5': 0.9434, 'mAP_11point': 0.7349, 'mIoU': 0.7753},
     'SD': {'top1': 0.7907, 'top5': 0.9445, 'mAP_11point': 0.7493, 'mIoU': 0.7797},
 }
-# What :func:`transfer.transfer_report.note_transfer` writes.
-NOTED = 'transfer.json'
 PAPER_ARCH = 'resnet152'
 PAPER_CONFIGS = tuple(Path(DATASETS[pair].config.format(network='r152')) for pair in TABLE5)
 # In each list, those to train on first.
 PAPER_IMAGES = {'det': [*FULL_VOC07.values()], 'seg': [*FULL_VOC12.values()]}
 _ROOT = Path(__file__).resolve().parents[1]
-_NETWORK = re.compile(r'_(r\d+|timm)(?=-)')
 PAPER_NOTE = (
     'paper: Tables 4 and 5, ResNet-152 on ILSVRC2012 and PASCAL VOC, one run each; it says mAP only, which '
     "stands under 11-point here, VOC2007's own"
@@ -92,39 +87,6 @@ class Row:
         return Difference(mine - theirs, error)
 
 
-def collect(root: str | Path, first: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Read every ``<task>_<dataset>/<name>/seed<k>/result.json`` under a transfer work dir.
-
-    Those of the backbones ``first`` come first, in that order, then the others as in the last report, its
-    baseline first. Each gets its folder, as ``work_dir``.
-
-    Raises:
-        InputError: ``root`` is missing, or a result does not parse or lacks an entry.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f'no work dir {root}; fine-tune first, with tools/transfer.sh')
-    results = []
-    for path in sorted(root.glob('*_*/*/seed*/result.json')):
-        remedy = 'delete it and run tools/transfer.sh again'
-        result = read_json(path, remedy)
-        missing = {'name', 'task', 'seed', 'metrics'} - set(result if isinstance(result, dict) else ())
-        if missing:
-            raise InputError(f'{path} lacks {", ".join(sorted(missing))}; {remedy}')
-        results.append(result | {'work_dir': str(path.parent)})
-    order = list(dict.fromkeys([*first, *_last_order(root)]))
-    places = {name: place for place, name in enumerate(order)}
-    return sorted(results, key=lambda one: places.get(one['name'], len(places)))
-
-
-def _last_order(root: Path) -> list[str]:
-    """Names of the backbones of a work dir's last report; without one the paper's baseline."""
-    try:
-        return [one['name'] for one in json.loads((root / NOTED).read_text())['backbones']]
-    except (OSError, ValueError, KeyError):
-        return ['BL']
-
-
 def rows(
     results: Sequence[Mapping[str, Any]],
     baseline: str | None = None,
@@ -161,53 +123,6 @@ def rows(
     known = pretrain or {}
     files = {name: {one.get('sha256') for one in results if one['name'] == name} for name in names}
     return [Row(name, grouped[name], dict(known.get(name) or {}), len(files[name]) > 1) for name in order]
-
-
-def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to average over two backbones under one name, or to compare runs of two recipes.
-
-    The same recipe for two networks is one recipe.
-
-    Args:
-        results: contents of ``result.json`` files, or what is known of them before the runs.
-
-    Raises:
-        InputError: two backbones, configs, settings or image lists where there must be one; names them.
-    """
-    methods = {one['name'] for one in results if one.get('pretraining')}
-    keys = (
-        ('backbones', 'sha256', ('name',)),
-        ('configs', 'config', ('task', 'dataset')),
-        ('settings', 'config_sha256', ('config',)),
-        ('image lists', 'lists_sha256', ('task', 'dataset')),
-    )
-    for what, key, parts in keys:
-        seen: dict[str, str] = {}
-        for one in results:
-            by = ('name', 'seed') if what == 'backbones' and one.get('name') in methods else parts
-            group = ' '.join(str(one[part]) for part in by if one.get(part) is not None)
-            if key not in one or not group:
-                continue
-            found = one[key] or 'none'  # random weights are a backbone, too
-            first = seen.setdefault(group, found)
-            if _NETWORK.sub('', first) != _NETWORK.sub('', found):
-                raise InputError(
-                    f'results of {group!r} come from two {what}: {first} and {found}; '
-                    'delete the ones that are not meant, or keep them in another work dir'
-                )
-    for name in methods:
-        by_seed = {one['seed']: one['sha256'] for one in results if one['name'] == name}
-        if len(set(by_seed.values())) < len(by_seed):
-            raise InputError(
-                f'{name} has several pretrainings, each for a seed of its own, and two of its seeds '
-                f'({", ".join(map(str, sorted(by_seed)))}) are of the same one: '
-                'delete the ones that are not meant, or keep them in another work dir'
-            )
-
-
-def on_demo_data(result: Mapping[str, Any]) -> bool:
-    """Whether a ``result.json`` is of the emoji world, whatever the config."""
-    return result.get('demo', 'demo' in Path(result.get('config') or '').parts)
 
 
 def papers_setting(results: Sequence[Mapping[str, Any]]) -> bool:

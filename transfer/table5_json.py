@@ -29,7 +29,7 @@ def build_table5(
     """Make the content of ``table5.json`` from the results of fine-tuning.
 
     Args:
-        results: contents of ``result.json`` files (:func:`transfer.table.collect`); with their ``work_dir``
+        results: contents of ``result.json`` files (:func:`transfer.results.collect`); with their ``work_dir``
             the verdicts count the test images as a sample too.
         data: ``'demo'`` or ``'real'``.
         stages: ``{'name', 'seconds'}`` of each stage, in the order they ran.

@@ -18,7 +18,7 @@ from transfer.image_scores import most_different, precision_recall
 from transfer.predictions import load_predictions
 from transfer.provenance import collect_provenance
 from transfer.report import write_report
-from transfer.table import NOTED, on_demo_data
+from transfer.results import NOTED, on_demo_data
 from transfer.table5_json import build_table5
 from transfer.tasks import detailed
 
@@ -46,7 +46,7 @@ def note_transfer(
 
     Args:
         work_dir: of ``tools/transfer.sh``.
-        results: its results, the baseline's first (:func:`transfer.table.collect`).
+        results: its results, the baseline's first (:func:`transfer.results.collect`).
         commands: what was typed to get them; those of earlier calls stay before it.
         curves: for each backbone's name its pretraining work dir, where there is one; those of earlier calls
             stay, too.

@@ -15,8 +15,8 @@ from transfer import finetune, runner
 from transfer.backbone import put_into, read_backbone
 from transfer.foreign_config import data_folder
 from transfer.predictions import load_predictions
+from transfer.results import require_comparable
 from transfer.run_record import load_config
-from transfer.table import require_comparable
 from transfer.transfer_report import note_transfer
 
 REPO = Path(__file__).resolve().parents[2]

@@ -5,20 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from probe_common import TINY
 from torchvision.models import resnet18, resnet34
 
 from sd_pretrain.cli import InputError
 from transfer import runner
 from transfer.evidence import compare
-from transfer.table import collect, format_table, require_comparable, rows
+from transfer.results import collect, require_comparable
+from transfer.table import format_table, rows
 from transfer.table5_json import build_table5, table5_markdown, table5_rows
 from transfer.tasks import DATASETS
 
 REPO = Path(__file__).resolve().parents[2]
-TINY = [
-    *['view.resize=48', 'view.crop=40', 'low_shot.shots=[1,2]', 'svm.folds=2', 'svm.costs=[1.0]'],
-    *['knn.k=5', 'train_dataloader.batch_size=8'],
-]
 
 
 def results(name, *values, pretrainings=True):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from probe_common import TINY
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
@@ -20,16 +21,13 @@ from transfer.evidence import compare, compare_classes
 from transfer.features import build_backbone, extract, kept, read_labels
 from transfer.predictions import load_predictions
 from transfer.ranking import resampled_class_aps
+from transfer.results import collect
 from transfer.run_record import load_config
-from transfer.table import collect, format_table
+from transfer.table import format_table
 from transfer.voc import CLASSES
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = str(REPO / 'configs/demo/svm-knn_r18-frozen_demo-voc07.py')
-TINY = [
-    *['view.resize=48', 'view.crop=40', 'low_shot.shots=[1,2]', 'svm.folds=2', 'svm.costs=[1.0,10.0]'],
-    *['knn.k=5', 'train_dataloader.batch_size=8'],
-]
 VOC07 = 'VOCdevkit/VOC2007'
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from sd_pretrain.cli import InputError
+from transfer.results import collect
 from transfer.run_record import config_sha256, load_config
-from transfer.table import Row, collect, format_table, papers_setting, rows
+from transfer.table import Row, format_table, papers_setting, rows
 from transfer.table5_json import build_table5, load_table5, table5_markdown, validate_table5
 
 REPO = Path(__file__).parents[2]

@@ -19,8 +19,9 @@ from transfer.evidence import compare
 from transfer.model_card import Facts, metafile, model_card, transfer_results
 from transfer.predictions import save_predictions
 from transfer.report import write_report
+from transfer.results import collect
 from transfer.run_record import load_config
-from transfer.table import collect, format_table
+from transfer.table import format_table
 from transfer.table5_json import load_table5, table5_markdown, validate_table5
 from transfer.tasks import DATASETS, TASKS, Dataset, all_metrics
 from transfer.transfer_report import note_transfer

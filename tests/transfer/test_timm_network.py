@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from probe_common import TINY
 from safetensors.torch import save_file
 
 from sd_pretrain.cli import InputError, set_data_root
@@ -14,17 +15,13 @@ from transfer import runner
 from transfer.backbone import read_backbone
 from transfer.convert import convert
 from transfer.features import build_backbone
+from transfer.results import collect
 from transfer.run_record import load_config
-from transfer.table import collect
 from transfer.tasks import DATASETS
 from transfer.timm_network import TimmNetwork, recorded_network
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/svm-knn_timm-frozen_demo-voc07.py'
-TINY = [
-    *['view.resize=48', 'view.crop=40', 'low_shot.shots=[1,2]', 'svm.folds=2', 'svm.costs=[1.0]'],
-    *['knn.k=5', 'train_dataloader.batch_size=8'],
-]
 
 
 def save(path, name='test_convnext', **args):

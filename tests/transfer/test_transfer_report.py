@@ -9,7 +9,7 @@ import pytest
 from sd_pretrain.cli import InputError
 from transfer.bootstrap import Detections
 from transfer.predictions import save_predictions
-from transfer.table import collect
+from transfer.results import collect
 from transfer.transfer_report import costs, draw_samples, note_transfer, recall_curves, report_transfer
 
 
@@ -134,13 +134,14 @@ def test_pictures_whose_images_were_moved_are_explained(write_tiny_voc, tmp_path
 
 def test_the_verdicts_are_printed_before_anything_is_drawn(results, tmp_path, monkeypatch, capsys):
     from tools import run_transfer
-    from transfer import runner, table, transfer_report
+    from transfer import results as stored
+    from transfer import runner, transfer_report
 
     def draw(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, 'run_transfer', lambda *_: results)
-    monkeypatch.setattr(table, 'collect', lambda *_, **__: results)
+    monkeypatch.setattr(stored, 'collect', lambda *_, **__: results)
     monkeypatch.setattr(transfer_report, 'draw_samples', draw)
     with pytest.raises(KeyboardInterrupt):
         run_transfer.main(['probe', 'voc07', 'BL=none', 'SD=none', '--work-dir', str(tmp_path)])
