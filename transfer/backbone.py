@@ -14,7 +14,8 @@ from sd_pretrain.safe_load import load_checkpoint
 from transfer.architecture import detect_arch
 from transfer.checkpoint_io import check_hashed_name, is_published, sha256_of
 from transfer.sources import FETCHED, resolve
-from transfer.timm_network import TimmNetwork, recorded_network
+from transfer.timm_network import TimmNetwork, named_network, recorded_network
+from transfer.timm_pyramid import TimmPyramid, plan_pyramid
 
 # Where a backbone lives in a model: the backbone itself, and layer4 on the RoIs of a C4 detector.
 PLACES = ('backbone', 'roi_head.shared_head')
@@ -28,8 +29,8 @@ _CHANNELS = ('stem_channels', 'base_channels')
 class Backbone:
     """A backbone file: where it is, the sha256 of its bytes, its architecture and its tensors.
 
-    The random initialisation is one too: path and sha256 ``'none'``, no architecture, no tensors. ``network``
-    is set where it is no plain ResNet.
+    The random initialisation is one too: path and sha256 ``'none'``, no architecture, no tensors; or of a
+    network by its name, ``'none:NAME'``. ``network`` is set where it is no plain ResNet.
     """
 
     path: str
@@ -38,18 +39,24 @@ class Backbone:
     tensors: dict[str, Tensor]
     network: TimmNetwork | None = None
 
+    @property
+    def random(self) -> bool:
+        """Whether it is a random initialisation."""
+        return not self.tensors
+
 
 def read_backbone(path: str | Path) -> Backbone:
     """Read a backbone file: one of ``transfer.convert``, or other tensors under torchvision's key names.
 
-    ``'none'`` stands for the random initialisation. A network that is no plain ResNet is read from a
-    checkpoint that names it, or ``timm:NAME``.
+    ``'none'`` stands for the random initialisation, ``'none:NAME'`` for that of one of timm's networks. A
+    network that is no plain ResNet is read from a checkpoint that names it, or ``timm:NAME``.
 
     Raises:
-        InputError: there is no such file, or it is not a file of tensors with a backbone in it.
+        InputError: there is no such file or network, or it is not a file of tensors with a backbone in it.
     """
-    if str(path) == RANDOM:
-        return Backbone(RANDOM, RANDOM, None, {})
+    if is_random(path):
+        arch = str(path).partition(':')[2] or None
+        return Backbone(str(path), str(path), arch, {}, arch and named_network(arch))
     fetched = str(path).startswith(FETCHED)
     name, (path, label, _) = str(path), resolve(path)
     content = load_checkpoint(path)
@@ -69,15 +76,20 @@ def read_backbone(path: str | Path) -> Backbone:
     return Backbone(str(path.resolve()), sha256, detect_arch(tensors, str(path)), tensors)
 
 
+def is_random(source: str | Path) -> bool:
+    """Whether the name of a checkpoint means random weights."""
+    return str(source) == RANDOM or str(source).startswith(f'{RANDOM}:')
+
+
 def config_arch(cfg: Any) -> str | None:
-    """Return the architecture of a config, such as ``'resnet152'``; ``None``: any that is no plain ResNet.
+    """Return the architecture of a config, such as ``'resnet152'``; ``None``: any network of timm's.
 
     Raises:
         InputError: its backbone is not a ResNet that a checkpoint of ResNet's weights fits as it is.
     """
     backbone = cfg.model.get('backbone') or {}
     name, kind = Path(cfg.filename).name, str(backbone.get('type'))
-    if kind == 'timm' and cfg.task == 'probe':
+    if kind == ('timm' if cfg.task == 'probe' else TimmPyramid.__name__):
         return None
     if kind.removeprefix('mmdet.').removeprefix('mmseg.') != 'ResNet' or 'depth' not in backbone:
         raise InputError(
@@ -111,21 +123,44 @@ def put_into(cfg: Any, backbone: Backbone) -> None:
         InputError: the file is of another architecture than the config's model.
     """
     arch, name = config_arch(cfg), Path(cfg.filename).name
-    if arch is None and backbone.network is None:
-        what = f'a {backbone.arch}' if backbone.arch else 'for random weights of one'
-        raise InputError(f'{name} is for networks that are no plain ResNets, {backbone.path} is {what}')
     if arch is None:
-        backbone.network.check_size(cfg.view.crop)
-    elif backbone.arch not in (None, arch):
+        _put_network(cfg, backbone, name)
+        return
+    if backbone.arch not in (None, arch):
         raise InputError(
             f'{backbone.path} is a {backbone.arch}, {name} is for a {arch}: take the config of that network'
         )
-    init = None if backbone.path == RANDOM else {'type': 'Pretrained', 'checkpoint': backbone.path}
+    init = None if backbone.random else {'type': 'Pretrained', 'checkpoint': backbone.path}
     for place in PLACES:
         part = _part(cfg, place)
         if part is not None:
             part.init_cfg = init
             part.pop('pretrained', None)  # an older way to say the same
+
+
+def _put_network(cfg: Any, backbone: Backbone, name: str) -> None:
+    """Put a network of timm's into a config for any of them."""
+    network = backbone.network
+    if cfg.task == 'probe':
+        if network is None:
+            what = f'a {backbone.arch}' if backbone.arch else 'for random weights of one'
+            raise InputError(f'{name} is for networks that are no plain ResNets, {backbone.path} is {what}')
+        network.check_size(cfg.view.crop)
+        return
+    if network is None and backbone.arch is None:
+        raise InputError(
+            f'{name} is for any network, and {RANDOM!r} names none: say which, as {RANDOM}:resnet50'
+        )
+    network = network or TimmNetwork(backbone.arch)  # its names of a plain ResNet's weights are torchvision's
+    neck = cfg.model.get('neck') or {}
+    if 'in_channels' not in neck:
+        raise InputError(f'{name} has no neck (FPN) for the maps of a {network.name}: set model.neck')
+    neck.in_channels = plan_pyramid(network.name, network.args).channels
+    cfg.model.backbone.update(
+        name=network.name, args=network.args, checkpoint=None if backbone.random else backbone.path
+    )
+    if network.mean:
+        cfg.model.data_preprocessor.update(mean=list(network.mean), std=list(network.std))
 
 
 def _part(cfg: Any, place: str) -> Any:
@@ -154,6 +189,7 @@ def prove_loaded(model: nn.Module, tensors: dict[str, Tensor]) -> int:
             part = model.get_submodule(place)
         except AttributeError:
             continue
+        part = part.network if isinstance(part, TimmPyramid) else part
         for name, value in part.state_dict().items():
             wanted = tensors.get(name)
             if wanted is None:

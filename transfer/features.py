@@ -20,7 +20,7 @@ from torchvision.transforms import functional
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.work_dir import one_at_a_time, whole
-from transfer.backbone import RANDOM, Backbone, config_arch, prove_loaded
+from transfer.backbone import Backbone, config_arch, prove_loaded
 from transfer.run_record import lists_sha256
 from transfer.verify import reference_network
 from transfer.voc import CLASSES, read_annotation, read_list
@@ -72,7 +72,7 @@ def build_backbone(cfg: Config, backbone: Backbone, seed: int) -> tuple[FrozenBa
     else:
         images |= {'mean': given.mean, 'std': given.std} if given.mean else {}
         network = FrozenBackbone(given.build(), **images)
-    if not backbone.tensors:
+    if backbone.random:
         return network, 0
     network.backbone.load_state_dict(backbone.tensors, strict=False)
     return network, prove_loaded(network, backbone.tensors)
@@ -85,7 +85,7 @@ def feature_key(cfg: Config, backbone: Backbone, seed: int, *more: Any) -> str:
     """
     what = {
         'backbone': backbone.sha256,
-        'seed': seed if backbone.path == RANDOM else None,
+        'seed': seed if backbone.random else None,
         'model': cfg.model.to_dict(),
         'view': cfg.view.to_dict(),
         'lists': lists_sha256(cfg),

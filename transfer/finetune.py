@@ -48,7 +48,10 @@ def parse_args(
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument('config', help='a config of configs/det, configs/seg, configs/probe or configs/demo')
     parser.add_argument(
-        '--backbone', required=True, help='backbone file of tools/convert_checkpoint.py, or "none"'
+        '--backbone',
+        required=True,
+        help='backbone file of tools/convert_checkpoint.py, checkpoint of another network of timm, '
+        'timm:NAME, "none" or none:NAME (random)',
     )
     parser.add_argument('--work-dir', required=True, type=Path)
     parser.add_argument('--seed', type=int, default=0)
@@ -115,7 +118,7 @@ class FinetuneRunner(Runner):
 
     def _init_model_weights(self) -> None:
         super()._init_model_weights()
-        if self.backbone is not None and self.backbone.tensors:
+        if self.backbone is not None and not self.backbone.random:
             model = self.model.module if is_model_wrapper(self.model) else self.model
             equal = prove_loaded(model, self.backbone.tensors)
             self.logger.info(f'backbone: {equal} of {equal} tensors equal those of {self.backbone.path}')

@@ -21,7 +21,7 @@ from mmengine.config import Config
 from sd_pretrain.cli import InputError, run_main, set_data_root
 from sd_pretrain.launch import is_main_process
 from sd_pretrain.work_dir import write_json
-from transfer.backbone import RANDOM, Backbone, put_into, read_backbone
+from transfer.backbone import Backbone, put_into, read_backbone
 from transfer.features import build_backbone, extract, feature_key, kept, read_labels
 from transfer.finetune import parse_args
 from transfer.predictions import save_predictions
@@ -158,7 +158,7 @@ def _summary(cfg: Config, scores: Scores, backbone: Backbone) -> dict[str, Any]:
             if name.startswith('low_shot_')
         },
         # Another seed would give the same.
-        'seedless': [one.name for one in metrics if one.seedless and backbone.path != RANDOM],
+        'seedless': [one.name for one in metrics if one.seedless and not backbone.random],
     }
 
 

@@ -14,7 +14,7 @@ from sd_pretrain.launch import check_gpus
 from sd_pretrain.safe_load import load_checkpoint
 from transfer import finetune
 from transfer.architecture import ARCHS
-from transfer.backbone import RANDOM, Backbone, config_arch, put_into, read_backbone
+from transfer.backbone import RANDOM, Backbone, config_arch, is_random, put_into, read_backbone
 from transfer.checkpoint_io import is_published, read_meta, sha256_of
 from transfer.convert import convert
 from transfer.foreign_config import data_folder
@@ -145,8 +145,8 @@ def backbone_file(name: str, source: str, folder: Path) -> str:
     Raises:
         InputError: the checkpoint is missing or cannot be converted.
     """
-    if source == RANDOM:
-        return RANDOM
+    if is_random(source):
+        return source
     try:
         path, label, _ = resolve(source)
     except InputError as error:
@@ -182,14 +182,13 @@ def plan(
             or the pretrainings of a name are not several of one network, as many as there are seeds.
     """
     backbones = {name: [read_backbone(path) for path in _several(paths)] for name, paths in files.items()}
-    resnets = [one.arch for several in backbones.values() for one in several if one.arch in ARCHS]
+    archs = [one.arch for several in backbones.values() for one in several if one.arch is not None]
     seeded = [
         (name, *one) for name, several in backbones.items() for one in _seeded(name, several, options.seeds)
     ]
     runs, checked = [], set()
     for name, backbone, pretraining, seeds in seeded:
-        # The random initialisation has no network of its own: it takes the first plain ResNet.
-        config = _config_for(asked, backbone.arch or (resnets[0] if resnets else None), options)
+        config = _config_for(asked, backbone.arch, archs, options)
         arguments = _arguments(config, name, backbone.path, pretraining, options)
         parsed = finetune.parse_args([*arguments, '--work-dir', '.'])
         processes = max(1, options.gpus)
@@ -278,20 +277,23 @@ def run_transfer(
     ]
 
 
-def _config_for(asked: Dataset, arch: str | None, options: Options) -> str:
+def _config_for(asked: Dataset, arch: str | None, archs: Sequence[str], options: Options) -> str:
+    """The config of a network; random weights without a name take the first plain ResNet of ``archs``."""
     if options.config:
         return options.config
-    other = arch is not None and arch not in ARCHS
-    if other and asked.task != 'probe':
+    resnets = [one for one in archs if one in ARCHS]
+    if len(resnets) < len(archs) and asked.pyramid_config:
+        return asked.pyramid_demo_config if options.demo else asked.pyramid_config
+    arch = arch or next(iter(resnets), None)
+    if arch is None and archs:
         raise InputError(
-            f'{TASKS[asked.task].word} takes plain ResNets ({", ".join(ARCHS)}), not a {arch}; "probe voc07" '
-            'takes any network of timm'
+            f'{RANDOM!r} beside no plain ResNet has no network to go by: say {RANDOM}:{archs[0]}'
         )
     if options.demo:
-        return asked.demo_config.format(network='timm' if other else 'r18')
+        return asked.demo_config.format(network='r18' if arch in (None, *ARCHS) else 'timm')
     if arch is None:
-        raise InputError('"none" beside no plain ResNet has no network to go by: say --config')
-    config = asked.config.format(network='timm' if other else arch.replace('resnet', 'r'))
+        raise InputError(f'{RANDOM!r} alone has no network to go by: say {RANDOM}:resnet50, or --config')
+    config = asked.config.format(network=arch.replace('resnet', 'r') if arch in ARCHS else 'timm')
     if not Path(config).is_file():
         there = ', '.join(sorted(path.name for path in Path(config).parent.glob('*.py')))
         raise InputError(f'no config for a {arch} ({config}): write one, or say --config. There are {there}')

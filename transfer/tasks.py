@@ -65,6 +65,8 @@ class Dataset:
         key: of its entries in ``table5.json``.
         config: for each network: ``r152``, or ``timm`` for what is no plain ResNet.
         demo_config: the small ones for the emoji world.
+        pyramid_config: for all networks where one of them is no plain ResNet; without it each has its own.
+        pyramid_demo_config: the small one.
         check: of one folder of it, with the names of its lists (:mod:`transfer.check_data`).
         heading: of its columns in the report.
         classes: title of its chart of classes.
@@ -84,6 +86,8 @@ class Dataset:
     classes: str
     card: str
     prefix: str = ''
+    pyramid_config: str = ''
+    pyramid_demo_config: str = ''
     images: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     @property
@@ -151,6 +155,8 @@ DATASETS = {
             key='det',
             config='configs/det/faster-rcnn_{network}-c4_8xb2_voc07.py',
             demo_config='configs/demo/faster-rcnn_r18-c4_demo-voc07.py',
+            pyramid_config='configs/det/faster-rcnn_timm-fpn_8xb2_voc07.py',
+            pyramid_demo_config='configs/demo/faster-rcnn_timm-fpn_demo-voc07.py',
             check=check_data.check_detection,
             heading='Detection, VOC2007',
             classes='Detection: AP of each class',
@@ -164,6 +170,8 @@ DATASETS = {
             key='det0712',
             config='configs/det/faster-rcnn_{network}-c4_8xb2_voc0712.py',
             demo_config='configs/demo/faster-rcnn_r18-c4_demo-voc0712.py',
+            pyramid_config='configs/det/faster-rcnn_timm-fpn_8xb2_voc0712.py',
+            pyramid_demo_config='configs/demo/faster-rcnn_timm-fpn_demo-voc0712.py',
             check=check_data.check_detection,
             heading='Detection, VOC2007 after VOC07+12',
             classes='Detection after VOC07+12: AP of each class',
@@ -177,6 +185,8 @@ DATASETS = {
             key='seg',
             config='configs/seg/deeplabv3_{network}-d16-syncbn_8xb1_voc12aug.py',
             demo_config='configs/demo/deeplabv3_r18-d16_demo-voc12.py',
+            pyramid_config='configs/seg/fpn_timm_8xb1_voc12aug.py',
+            pyramid_demo_config='configs/demo/fpn_timm_demo-voc12.py',
             check=check_data.check_segmentation,
             heading='Segmentation, VOC2012',
             classes='Segmentation: IoU of each class',

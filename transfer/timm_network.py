@@ -1,7 +1,8 @@
-"""Networks that are no plain ResNet: any of timm's, whose frozen features can be probed."""
+"""Networks that are no plain ResNet: any of timm's."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,20 @@ class TimmNetwork:
                 f'missing or of another shape, first {wrong[0]}'
             )
         return found
+
+
+def named_network(name: str) -> TimmNetwork | None:
+    """The network by its name, without weights; ``None`` if that is a plain ResNet's.
+
+    Raises:
+        InputError: timm has none of that name.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)
+        raise InputError(f'timm has no network {name!r}{"; near: " if near else ""}{", ".join(near)}')
+    return None if name in ARCHS else TimmNetwork(name)
 
 
 def recorded_network(checkpoint: Mapping[str, Any], label: str) -> TimmNetwork | None:

@@ -14,8 +14,8 @@ from transfer.backbone import config_arch, put_into, read_backbone
 from transfer.run_record import load_config, voc_datasets
 
 REPO = Path(__file__).resolve().parents[2]
-LEAVES = sorted(path for folder in ('det', 'seg') for path in (REPO / 'configs' / folder).glob('*.py'))
-DEMOS = sorted((REPO / 'configs/demo').glob('faster-rcnn*')) + sorted(
+LEAVES = sorted((REPO / 'configs').glob('det/*_r*.py')) + sorted((REPO / 'configs').glob('seg/*_r*.py'))
+DEMOS = sorted((REPO / 'configs/demo').glob('faster-rcnn_r*')) + sorted(
     (REPO / 'configs/demo').glob('deeplab*')
 )
 

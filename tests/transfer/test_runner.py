@@ -194,7 +194,7 @@ def test_the_data_is_checked_before_anything_runs(in_repo, files, tiny_voc, tmp_
         (['det', 'voc07', 'a/b=x.pth'], 'cannot name a folder'),
         (['det', 'voc07', 'A=x.pth', 'A=x.pth'], 'A=x.pth is given twice'),
         (['det', 'voc07', 'A=missing.pth'], r'A=missing\.pth: .*does not exist'),
-        (['det', 'voc07', 'A=none'], 'say --config'),
+        (['det', 'voc07', 'A=none'], "'none' alone has no network to go by: say none:resnet50, or --config"),
         (['seg', 'voc12', 'A=none', '--gpus', '999'], '999 GPUs asked for'),
         (['seg', 'voc12', 'A=none', '--gpus', 'many'], 'a number is needed'),
         (['seg', 'voc12', 'A=none', '--demo', '--data-root', 'nowhere'], 'nowhere/VOCdevkit/VOC2012'),

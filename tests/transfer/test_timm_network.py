@@ -155,8 +155,8 @@ def test_it_stands_in_one_table_with_a_resnet(data_root, fetched, tmp_path, run_
 @pytest.mark.parametrize(
     ('task', 'files', 'how', 'message'),
     [
-        (('det', 'voc07'), ['c'], {}, 'takes plain ResNets .*not a test_convnext; "probe voc07" takes any'),
-        (('probe', 'voc07'), ['c', 'none'], {}, '"none" beside no plain ResNet has no network'),
+        (('probe', 'voc07'), ['c', 'none'], {}, "'none' beside no plain ResNet .* say none:test_convnext"),
+        (('det', 'voc07'), ['c', 'none'], {}, "timm-fpn.* 'none' names none: say which, as none:resnet50"),
         (('probe', 'voc07'), ['none'], {'config': CONFIG}, 'no plain ResNets, none is for random weights'),
     ],
 )
