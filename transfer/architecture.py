@@ -160,7 +160,8 @@ def _prefix(tensors: Mapping[str, Tensor], where: str, named: str) -> str:
         )
     of = f'is of a {named}, and ' if named else ''
     raise InputError(
-        f'{where} {of}holds no ResNet ({_ANCHOR} is missing); its first tensors are {_some(list(tensors))}'
+        f'{where} {of}holds no ResNet ({_ANCHOR} is missing); its first tensors are {_some(list(tensors))}. '
+        'If they are of another network of timm, tools/transfer.sh takes them: say NETWORK@FILE'
     )
 
 

@@ -13,7 +13,7 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.safe_load import load_checkpoint
 from transfer.architecture import detect_arch
 from transfer.checkpoint_io import check_hashed_name, is_published, sha256_of
-from transfer.sources import FETCHED, resolve
+from transfer.sources import resolve
 from transfer.timm_network import TimmNetwork, named_network, recorded_network
 from transfer.timm_pyramid import TimmPyramid, plan_pyramid
 
@@ -49,7 +49,7 @@ def read_backbone(path: str | Path) -> Backbone:
     """Read a backbone file: one of ``transfer.convert``, or other tensors under torchvision's key names.
 
     ``'none'`` stands for the random initialisation, ``'none:NAME'`` for that of one of timm's networks. A
-    network that is no plain ResNet is read from a checkpoint that names it, or ``timm:NAME``.
+    network that is no plain ResNet is read from a checkpoint that names it, ``timm:NAME`` or ``NAME@FILE``.
 
     Raises:
         InputError: there is no such file or network, or it is not a file of tensors with a backbone in it.
@@ -57,21 +57,20 @@ def read_backbone(path: str | Path) -> Backbone:
     if is_random(path):
         arch = str(path).partition(':')[2] or None
         return Backbone(str(path), str(path), arch, {}, arch and named_network(arch))
-    fetched = str(path).startswith(FETCHED)
-    name, (path, label, _) = str(path), resolve(path)
+    name, source = str(path), resolve(path)
+    path = source.path
     content = load_checkpoint(path)
     sha256 = sha256_of(path)
-    network = recorded_network(content, label)
+    network = recorded_network(content, source.network)
     if network is not None:
-        tensors = network.read_weights(content, name)
-        return Backbone(name if fetched else str(path.resolve()), sha256, network.name, tensors, network)
+        return Backbone(source.again, sha256, network.name, network.read_weights(content, name), network)
     if is_published(content.get('meta')):
         check_hashed_name(path, sha256)
     tensors = content.get('state_dict', content)
     if not isinstance(tensors, dict) or 'conv1.weight' not in tensors:
         raise InputError(
             f'{path} holds no backbone under torchvision key names (no conv1.weight): '
-            'convert it with tools/convert_checkpoint.py --to mmdet'
+            'convert it with tools/convert_checkpoint.py --to mmdet, or say which of timm it is, NETWORK@FILE'
         )
     return Backbone(str(path.resolve()), sha256, detect_arch(tensors, str(path)), tensors)
 

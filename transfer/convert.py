@@ -77,7 +77,7 @@ def convert(
     from sd_pretrain.safe_load import load_checkpoint
     from transfer import architecture, checkpoint_io, sources
 
-    file, label, notes = sources.resolve(src)
+    file, label, notes, _ = sources.resolve(src)
     where = label if label.startswith(sources.FETCHED) else str(file)
     checkpoint = load_checkpoint(file)
     source_sha256 = checkpoint_io.sha256_of(file)

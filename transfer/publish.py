@@ -56,7 +56,7 @@ def publish(
     """
     check_license(license)
     result = _result(work_dir)
-    file, _, _ = sources.resolve(work_dir)
+    file = sources.resolve(work_dir).path
     weights = architecture.read_weights(load_checkpoint(file), str(file))
     arch = architecture.detect_arch(weights.tensors, str(file))
     tensors, _, _ = cover(weights.tensors, arch, 'torchvision', str(file))

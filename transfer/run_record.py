@@ -105,7 +105,7 @@ def describe(cfg: Config, backbone: Backbone, seed: int, pretraining: int | None
         # The emoji world says what it is, beside VOCdevkit.
         'demo': (data_folder(voc_datasets(cfg)[-1]).parent.parent / 'world.json').is_file(),
         'arch': backbone.arch or config_arch(cfg),
-        'backbone': _relative(backbone.path) if Path(backbone.path).is_absolute() else backbone.path,
+        'backbone': _relative_backbone(backbone.path),
         'sha256': backbone.sha256,
         'pretraining': pretraining,
     }
@@ -177,3 +177,10 @@ def _relative(path: str) -> str:
     root = Path(__file__).resolve().parents[1]
     resolved = Path(path).resolve()
     return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else str(resolved)
+
+
+def _relative_backbone(path: str) -> str:
+    if Path(path).is_absolute():
+        return _relative(path)
+    network, at, file = path.partition('@/')
+    return f'{network}@{_relative(f"/{file}")}' if at else path

@@ -21,7 +21,7 @@ from transfer.foreign_config import data_folder
 from transfer.results import collect, require_comparable
 from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
 from transfer.slurm import slurm_parameters
-from transfer.sources import FETCHED, resolve
+from transfer.sources import resolve
 from transfer.speed import check_amp, check_float16
 from transfer.start import dry_lines, runs_at_a_time, start
 from transfer.tasks import DATASETS, TASKS, Dataset
@@ -148,12 +148,13 @@ def backbone_file(name: str, source: str, folder: Path) -> str:
     if is_random(source):
         return source
     try:
-        path, label, _ = resolve(source)
+        found = resolve(source)
     except InputError as error:
         raise InputError(f'{name}={source}: {error}') from error
+    path = found.path
     content = load_checkpoint(path, mmap=True)
-    if recorded_network(content, label) is not None:
-        return label if label.startswith(FETCHED) else str(path)
+    if recorded_network(content, found.network) is not None:
+        return found.again
     meta = content.get('meta')
     if is_published(meta) and meta['target'] in ('mmdet', 'mmseg'):
         return str(path)

@@ -8,6 +8,7 @@ import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.work_dir import LAST, latest_checkpoint
@@ -17,16 +18,38 @@ FETCHED = ('torchvision:', 'timm:')
 _TIMEOUT = 10  # seconds without an answer from a server
 
 
-def resolve(src: str | Path) -> tuple[Path, str, list[str]]:
+class Source(NamedTuple):
+    """Where weights are.
+
+    Args:
+        path: the file.
+        label: for ``meta``, short and without this machine's paths.
+        notes: for the user.
+        network: which of timm's networks they are of, if ``src`` said it, with its tag.
+    """
+
+    path: Path
+    label: str
+    notes: list[str]
+    network: str = ''
+
+    @property
+    def again(self) -> str:
+        """What finds them from anywhere on this machine."""
+        if self.label.startswith(FETCHED):
+            return self.label
+        whole = str(self.path.resolve())
+        return f'{self.network}@{whole}' if self.network else whole
+
+
+def resolve(src: str | Path) -> Source:
     """Find the checkpoint file that ``src`` means, fetching it if it is a library's name.
 
     Args:
         src: A file; a pretraining work dir (its highest ``snapshot_k.pth``, else what ``last_checkpoint``
-            names); ``torchvision:resnet152[.IMAGENET1K_V1]``; ``timm:resnet152[.a1_in1k]``, as any network of
-            timm's.
-
-    Returns:
-        The file; a short label for ``meta`` without this machine's paths; notes for the user.
+            names); ``NETWORK@FILE``, a file that does not say which of timm's networks it is of, such as
+            ``vit_base_patch16_224.mae@mae.pth``; ``torchvision:resnet152[.IMAGENET1K_V1]``;
+            ``timm:resnet152[.a1_in1k]``, as any network of timm's.
 
     Raises:
         InputError: nothing there, an unknown name (with near matches), or no network.
@@ -35,12 +58,16 @@ def resolve(src: str | Path) -> tuple[Path, str, list[str]]:
     if colon and f'{library}:' in FETCHED and not Path(src).exists():
         fetch = _torchvision if library == 'torchvision' else _timm
         file, full_name = fetch(name)
-        return file, f'{library}:{full_name}', []
+        return Source(file, f'{library}:{full_name}', [], full_name if library == 'timm' else '')
     if re.match(r'(https?|s3|hf):', str(src)):
         raise InputError(
             f'{src}: addresses are not fetched; download the file, or give torchvision:NAME or timm:NAME'
         )
-    path = Path(src)
+    path, network = Path(src), ''
+    said, at, file = str(src).partition('@')
+    if at and not path.exists() and '/' not in said:
+        known_network(said)
+        path, network = Path(file), said
     notes = []
     if path.is_dir():
         if not (path / 'result.json').exists():
@@ -48,8 +75,27 @@ def resolve(src: str | Path) -> tuple[Path, str, list[str]]:
         path = _last_checkpoint(path)
     elif not path.exists():
         hint = f'; did you mean torchvision:{src} or timm:{src}?' if str(src).split('.')[0] in ARCHS else ''
-        raise InputError(f'checkpoint {src} does not exist{hint}')
-    return path, f'{path.resolve().parent.name}/{path.name}', notes
+        raise InputError(f'checkpoint {path} does not exist{hint}')
+    return Source(path, f'{path.resolve().parent.name}/{path.name}', notes, network)
+
+
+def known_network(name: str) -> Any:
+    """What timm knows of the pretraining of a network, ``name`` with or without a tag, or ``None``.
+
+    Raises:
+        InputError: timm has none of that name or tag; says which are near.
+    """
+    import timm
+
+    plain, _, tag = name.partition('.')
+    if not timm.is_model(plain):
+        near = difflib.get_close_matches(plain, timm.list_models(), n=4, cutoff=0.4)
+        raise InputError(f'timm has no network {plain!r}{"; near: " if near else ""}{", ".join(near)}')
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        tags = [one.partition('.')[2] for one in timm.list_pretrained(f'{plain}.*')]
+        raise InputError(f'timm has no {plain} with tag {tag!r}; there are {", ".join(tags)}') from None
 
 
 def _last_checkpoint(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sd_pretrain.cli import InputError
 from transfer.architecture import ARCHS, recorded_args, recorded_name, select_tensors
+from transfer.sources import known_network
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,37 @@ class TimmNetwork:
         """
         tensors = select_tensors(checkpoint, where)
         with torch.device('meta'):
-            wanted = self.build().state_dict()
+            network = self.build()
+        wanted = network.state_dict()
         first = next(iter(wanted))
         prefix = min(
             (name.removesuffix(first) for name in tensors if name.endswith(first)), key=len, default=''
         )
-        found = {name: tensors.get(prefix + name) for name in wanted}
-        wrong = [name for name, value in found.items() if value is None or value.shape != wanted[name].shape]
+        tensors = {name: value for name, value in tensors.items() if name.startswith(prefix)}
+        found = {name.removeprefix(prefix): value for name, value in tensors.items()}
+        wrong = _unlike(found, wanted)
         if wrong:
-            raise InputError(
-                f'{where} says that it is a {self.name}, of whose {len(wanted)} tensors {len(wrong)} are '
-                f'missing or of another shape, first {wrong[0]}'
-            )
-        return found
+            found = _as_timm_names(found, network)
+            if _unlike(found, wanted):
+                raise InputError(
+                    f'of the {len(wanted)} tensors of a {self.name}, {len(wrong)} are missing in {where} or '
+                    f'of another shape there, first {wrong[0]}'
+                )
+        return {name: found[name] for name in wanted}
+
+
+def _unlike(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that are missing, or of another shape."""
+    return [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
+
+
+def _as_timm_names(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network's original authors, as timm has them; as they were where it cannot tell."""
+    rename = getattr(sys.modules[type(network).__module__], 'checkpoint_filter_fn', None)
+    try:
+        return rename(dict(tensors), network) if rename else tensors
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        return tensors
 
 
 def named_network(name: str) -> TimmNetwork | None:
@@ -83,34 +102,35 @@ def named_network(name: str) -> TimmNetwork | None:
     Raises:
         InputError: timm has none of that name.
     """
-    import timm
-
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)
-        raise InputError(f'timm has no network {name!r}{"; near: " if near else ""}{", ".join(near)}')
+    known_network(name)
     return None if name in ARCHS else TimmNetwork(name)
 
 
-def recorded_network(checkpoint: Mapping[str, Any], label: str) -> TimmNetwork | None:
-    """The network of timm's that a checkpoint says it is of; ``None`` if it says nothing, or a plain ResNet.
+def recorded_network(checkpoint: Mapping[str, Any], said: str = '') -> TimmNetwork | None:
+    """The network of timm's that a checkpoint is of; ``None`` if nothing says which, or it is a plain ResNet.
 
     Args:
         checkpoint: as :func:`sd_pretrain.safe_load.load_checkpoint` returns it: of a pretraining of this
-            project, or of timm's training script.
-        label: of :func:`transfer.sources.resolve`; that of ``timm:NAME`` says it.
+            project, of timm's training script, or any other that ``said`` names.
+        said: the network of :class:`transfer.sources.Source`. Images are then normalised as the pretraining
+            of its tag had them.
+
+    Raises:
+        InputError: timm has no such pretraining.
     """
-    library, _, fetched = label.partition(':')
-    full_name = fetched if library == 'timm' else recorded_name(checkpoint)
-    name = full_name.partition('.')[0]
-    if not name or name in ARCHS:
-        return None
     import timm
 
-    pretrained = timm.get_pretrained_cfg(full_name)
+    full_name = said or recorded_name(checkpoint)
+    name, tagged, _ = full_name.partition('.')
+    if not timm.is_model(name) or name in ARCHS:
+        return None
+    pretrained = known_network(full_name)
     # Networks of this project for CIFAR's images have no such entry, nor a form without classifier.
     if pretrained is None:
         return None
-    if isinstance(checkpoint.get('meta'), dict):
+    if isinstance(checkpoint.get('meta'), dict) and recorded_name(checkpoint) == full_name:
         return TimmNetwork(name, recorded_args(checkpoint))
+    if said and not tagged:
+        return TimmNetwork(name)
     mean, std = (tuple(255 * value for value in values) for values in (pretrained.mean, pretrained.std))
     return TimmNetwork(name, mean=mean, std=std)

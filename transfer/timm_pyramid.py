@@ -133,7 +133,14 @@ def plan_pyramid(name: str, args: dict[str, Any] | None = None) -> PyramidPlan:
             known = {**(args or {}), **more}
             try:
                 sizes = _map_sizes(name, known, scale)
-            except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            except (
+                AssertionError,
+                AttributeError,
+                LookupError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:
                 # The first is of the network as it is.
                 said = said or f'{error or type(error).__name__}'.splitlines()[0]
                 continue

@@ -117,17 +117,17 @@ def test_work_dir_gives_its_last_snapshot(tmp_path):
     touch(
         tmp_path, 'snapshot_1.pth', 'snapshot_2.pth', 'snapshot_10.pth', 'snapshot_best.pth', 'epoch_99.pth'
     )
-    path, label, notes = resolve(tmp_path)
+    path, label, notes, _ = resolve(tmp_path)
     assert (path.name, label) == ('snapshot_10.pth', f'{tmp_path.name}/snapshot_10.pth')
     assert 'has not ended' in notes[0]
     touch(tmp_path, 'result.json')
-    assert resolve(tmp_path)[2] == []
+    assert resolve(tmp_path).notes == []
 
 
 def test_work_dir_without_snapshots_gives_its_last_checkpoint_even_when_moved(tmp_path):
     touch(tmp_path, 'epoch_2.pth', 'epoch_3.pth')
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/before/epoch_3.pth')
-    assert resolve(tmp_path)[0] == tmp_path / 'epoch_3.pth'
+    assert resolve(tmp_path).path == tmp_path / 'epoch_3.pth'
     (tmp_path / 'epoch_3.pth').unlink()
     with pytest.raises(
         InputError, match=r'last_checkpoint names /elsewhere/before/epoch_3.pth, which does not exist'

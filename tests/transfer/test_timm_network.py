@@ -1,6 +1,7 @@
 """Networks that are no plain ResNet: which one a checkpoint is of, and their frozen features."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,38 +62,36 @@ HALF = (127.5, 127.5, 127.5)
 
 
 @pytest.mark.parametrize(
-    ('checkpoint', 'label', 'found'),
+    ('checkpoint', 'said', 'found'),
     [
-        (
-            {'meta': {'arch': 'test_vit', 'network_args': {'img_size': 48}}},
-            'run/snapshot_2.pth',
-            {'img_size': 48},
-        ),
-        ({'meta': {'arch': 'test_vit'}}, 'run/snapshot_2.pth', {}),
+        ({'meta': {'arch': 'test_vit', 'network_args': {'img_size': 48}}}, '', {'img_size': 48}),
+        ({'meta': {'arch': 'test_vit'}}, '', {}),
         (
             {'meta': {'run_settings': {'model.network': 'test_vit', 'model.network_args': {'img_size': 48}}}},
-            'run/epoch_2.pth',
+            '',
             {'img_size': 48},
         ),
-        ({'arch': 'test_vit'}, 'timm/last.pth.tar', 'timm'),
-        ({'arch': 'test_vit.r160_in1k'}, 'timm/last.pth.tar', 'timm'),
-        ({}, 'timm:test_vit.r160_in1k', 'timm'),
-        ({'meta': {'arch': 'resnet50'}}, 'run/snapshot_2.pth', None),
-        ({'meta': {'arch': 'cifar_resnet20'}}, 'run/snapshot_2.pth', None),
-        ({'arch': 'resnet50.a1_in1k'}, 'timm/last.pth.tar', None),
-        ({'arch': 'x'}, 'run/x.pth', None),
-        ({}, 'timm:resnet50.a1_in1k', None),
-        ({}, 'torchvision:resnet50', None),
+        ({'arch': 'test_vit'}, '', 'timm'),
+        ({'arch': 'test_vit.r160_in1k'}, '', 'timm'),
+        ({}, 'test_vit.r160_in1k', 'timm'),
+        ({'arch': 'vit_base'}, 'test_vit', {}),
+        ({'meta': {'arch': 'test_vit', 'network_args': {'img_size': 48}}}, 'test_vit', {'img_size': 48}),
+        ({'meta': {'arch': 'resnet50'}}, '', None),
+        ({'meta': {'arch': 'cifar_resnet20'}}, '', None),
+        ({'arch': 'resnet50.a1_in1k'}, '', None),
+        ({'arch': 'x'}, '', None),
+        ({}, 'resnet50.a1_in1k', None),
+        ({}, '', None),
     ],
 )
-def test_a_checkpoint_says_which_network_it_is_of(checkpoint, label, found):
+def test_a_checkpoint_says_which_network_it_is_of(checkpoint, said, found):
     import sd_pretrain.networks  # noqa: F401, timm knows CIFAR's networks from here on
 
     if found == 'timm':  # pretrained by others, on images normalised as they had it
         wanted = TimmNetwork('test_vit', mean=HALF, std=HALF)
     else:
         wanted = None if found is None else TimmNetwork('test_vit', found)
-    assert recorded_network(checkpoint, label) == wanted
+    assert recorded_network(checkpoint, said) == wanted
 
 
 def test_weights_that_are_not_of_the_network_are_told(tmp_path):
@@ -100,8 +99,46 @@ def test_weights_that_are_not_of_the_network_are_told(tmp_path):
     content = torch.load(tmp_path / 'c.pth', weights_only=True)
     content['state_dict'].pop('network.stages.0.blocks.0.norm.weight')
     torch.save(content, tmp_path / 'c.pth')
-    with pytest.raises(InputError, match=r'a test_convnext, of whose \d+ tensors 1 are missing .*0.norm'):
+    with pytest.raises(InputError, match=r'tensors of a test_convnext, 1 are missing in .*c.pth .*0.norm'):
         read_backbone(tmp_path / 'c.pth')
+
+
+def test_a_file_that_does_not_say_its_network_is_told_it(tmp_path):
+    network = timm.create_model('vit_tiny_patch16_224', num_classes=0, depth=2)
+    weights = {name: value for name, value in network.state_dict().items() if not name.startswith('norm.')}
+    torch.save({'model': {f'module.{name}': value for name, value in weights.items()}}, tmp_path / 'm.pth')
+    with pytest.raises(InputError, match=r'm.pth holds no ResNet .* say NETWORK@FILE'):
+        runner.backbone_file('M', str(tmp_path / 'm.pth'), tmp_path)
+    with pytest.raises(InputError, match=r'of the 150 tensors of a vit_tiny_patch16_224, 122 are missing'):
+        read_backbone(f'vit_tiny_patch16_224@{tmp_path / "m.pth"}')
+    with pytest.raises(InputError, match=r"no network 'vit_tinny_patch16_224'; near: vit_tiny_patch16_224"):
+        read_backbone(f'vit_tinny_patch16_224@{tmp_path / "m.pth"}')
+    with pytest.raises(InputError, match=r"no vit_tiny_patch16_224 with tag 'mae'; there are .*augreg_in21k"):
+        read_backbone(f'vit_tiny_patch16_224.mae@{tmp_path / "m.pth"}')
+    with pytest.raises(InputError, match=r'checkpoint nowhere.pth does not exist'):
+        read_backbone('vit_tiny_patch16_224@nowhere.pth')
+
+
+def test_weights_under_their_authors_names_are_found(tmp_path, monkeypatch):
+    """As Meta published ConvNeXt; and a folder may have an @ in its name."""
+    network = timm.create_model('test_convnext', num_classes=0)
+    theirs = {}
+    for name, value in network.state_dict().items():
+        name = name.replace('stem.', 'downsample_layers.0.').replace('.mlp.fc', '.pwconv')
+        name = re.sub(r'stages\.(\d)\.downsample\.', r'downsample_layers.\1.', name)
+        name = re.sub(r'stages\.(\d)\.blocks\.', r'stages.\1.', name).replace('conv_dw', 'dwconv')
+        theirs[name.replace('head.norm.', 'norm.')] = value
+    assert not theirs.keys() & network.state_dict().keys()
+    folder = tmp_path / 'lr@3'
+    folder.mkdir()
+    torch.save({'model': theirs}, folder / 'c.pth')
+    monkeypatch.chdir(tmp_path)
+    path = runner.backbone_file('C', 'test_convnext.r160_in1k@lr@3/c.pth', tmp_path / 'b')
+    assert path == f'test_convnext.r160_in1k@{folder / "c.pth"}'
+    backbone = read_backbone(path)
+    assert backbone.path == path and backbone.network.mean == HALF
+    assert all(torch.equal(backbone.tensors[name], value) for name, value in network.state_dict().items())
+    assert read_backbone('test_convnext@lr@3/c.pth').network.mean is None
 
 
 @pytest.mark.parametrize('own', [True, False], ids=['own', 'timm'])

@@ -177,17 +177,14 @@ def test_a_config_becomes_one_of_the_checkpoints_network(config, name, tmp_path,
         prove_loaded(model, backbone.tensors)
 
 
-def test_images_are_normalised_as_the_pretraining_had_them(tmp_path, monkeypatch, in_repo):
+def test_images_are_normalised_as_the_pretraining_had_them(tmp_path, in_repo):
     weights = timm.create_model('test_vit').state_dict()
     save_file(weights, tmp_path / 'model.safetensors')
-    monkeypatch.setattr(
-        'transfer.backbone.resolve',
-        lambda source: (tmp_path / 'model.safetensors', 'timm:test_vit.r160_in1k', []),
-    )
     cfg = load_config(SEG)
-    put_into(cfg, read_backbone('timm:test_vit.r160_in1k'))
+    path = f'test_vit.r160_in1k@{tmp_path / "model.safetensors"}'
+    put_into(cfg, read_backbone(path))
     assert cfg.model.data_preprocessor.mean == cfg.model.data_preprocessor.std == [127.5] * 3
-    assert cfg.model.backbone.checkpoint == 'timm:test_vit.r160_in1k'
+    assert cfg.model.backbone.checkpoint == path
 
 
 def test_a_config_without_neck_and_an_unknown_network_are_told(in_repo):
@@ -267,7 +264,7 @@ def test_a_resnet_a_convnext_and_a_vit_in_one_table(task, tiny_voc, tmp_path, ru
     ('config', 'name'), [(DET, 'test_convnext'), (SEG, 'test_vit'), (SEG, 'hrnet_w18_small')]
 )
 def test_two_processes_train_it_in_bfloat16(config, name, tiny_voc, tmp_path):
-    """Also where some of its weights are on the way to no map."""
+    """None of its weights may be on the way to no map: the processes would wait for its gradient."""
     command = [
         *[sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'],
         *['-m', 'transfer.finetune', config, '--backbone', f'none:{name}', '--work-dir', str(tmp_path / 'w')],

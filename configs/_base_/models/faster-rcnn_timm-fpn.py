@@ -5,5 +5,3 @@ custom_imports = dict(imports=['transfer.timm_pyramid'], allow_failed_imports=Fa
 # A run puts name and args of its network here, its channels into the neck, and the mean and std of its
 # pretraining into the preprocessor. Of its norms, batch normalisation is frozen, and no stage is.
 model = dict(backbone=dict(_delete_=True, type='TimmPyramid', name='resnet50', norm_eval=True))
-# Of some networks not every weight is on the way to the maps that are taken.
-find_unused_parameters = True

@@ -33,5 +33,3 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
-# Of some networks not every weight is on the way to the maps that are taken.
-find_unused_parameters = True
