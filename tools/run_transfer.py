@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'checkpoints',
         nargs='*',
         metavar='NAME=CHECKPOINT',
-        help='checkpoint file, pretraining work dir, torchvision:NAME, timm:NAME, NETWORK@FILE (where the file '
+        help='checkpoint file, pretraining work dir, torchvision:NAME, timm:NAME, NETWORK@FILE (where a file '
         'does not say of which network of timm it is), "none" (random ResNet) or none:NETWORK; the '
         'first is the baseline (default: BL and SD from work_dirs/{bl,sd}_r152_imagenet); a NAME given '
         'several times is a method, each CHECKPOINT a pretraining of it for a seed of its own',

@@ -23,6 +23,8 @@ _HEIGHT, _WIDTH = 128, 192
 _ARGUMENTS: tuple[dict[str, Any], ...] = ({}, {'dynamic_img_size': True})
 # Patches of 14 pixels divide no image whose sides are multiples of 32, and do so after this.
 _SCALES = (1.0, 14 / 16)
+# Of networks that have no intermediate maps, or not of such an image.
+_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @MODELS.register_module()
@@ -133,14 +135,7 @@ def plan_pyramid(name: str, args: dict[str, Any] | None = None) -> PyramidPlan:
             known = {**(args or {}), **more}
             try:
                 sizes = _map_sizes(name, known, scale)
-            except (
-                AssertionError,
-                AttributeError,
-                LookupError,
-                RuntimeError,
-                TypeError,
-                ValueError,
-            ) as error:
+            except _ERRORS as error:
                 # The first is of the network as it is.
                 said = said or f'{error or type(error).__name__}'.splitlines()[0]
                 continue
