@@ -1,4 +1,5 @@
-"""Publish a finished pretraining: weights for timm, torchvision and mmdet, a model card, a metafile.
+"""Publish a finished pretraining: weights for timm, torchvision and mmdet (of networks other than ResNets for
+timm), a model card, a metafile.
 
 python tools/publish.py work_dirs/sd_r152_imagenet published/ --results work_dirs/transfer
 """

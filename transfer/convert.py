@@ -189,11 +189,16 @@ def cover(
     surplus = [name for name in tensors if name not in found and not name.startswith('fc.')]
     if surplus:
         raise InputError(f'{where}: tensors that {to} {arch} has no place for: {", ".join(surplus[:8])}')
+    require_finite(found, where)
+    return found, len(head), filled
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise InputError where there are NaN or infinite values; names some of the tensors."""
     broken = [
-        name for name, value in found.items() if value.is_floating_point() and not value.isfinite().all()
+        name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()
     ]
     if broken:
         raise InputError(
             f'{where}: NaN or infinite values in {", ".join(broken[:8])}: its training has diverged'
         )
-    return found, len(head), filled

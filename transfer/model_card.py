@@ -55,7 +55,7 @@ class Transfers:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is known of a network when it is published."""
+    """All that is known of a network when it is published; no ``network_args``: it is a plain ResNet."""
 
     name: str
     arch: str
@@ -67,6 +67,7 @@ class Facts:
     files: dict[str, str]
     source_sha256: str
     license: str
+    network_args: dict[str, Any] | None = None
 
     @property
     def pth(self) -> str:
@@ -218,7 +219,7 @@ def metafile(facts: Facts) -> str:
                 'Metadata': {
                     'Training Data': data,
                     'Training Techniques': [facts.recipe['algorithm'], 'SGD with Momentum', 'Weight Decay'],
-                    'Architecture': ['ResNet'],
+                    'Architecture': ['ResNet' if facts.network_args is None else facts.arch],
                 },
                 'Paper': PAPER,
                 'README': 'README.md',
@@ -283,9 +284,9 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
 
 
 def _converted(folder: Path, results: Sequence[Mapping[str, Any]], source_sha256: str) -> set[str]:
-    """SHA-256 of the backbone files of these results that were converted from that checkpoint."""
+    """SHA-256 of the backbone files of these results that are that checkpoint, or were converted from it."""
     used = [Path(one['backbone']) for one in results if one.get('backbone')]
-    digests = set()
+    digests = {source_sha256}
     for path in {*(folder / 'backbones').glob('*.pth'), *used}:
         with suppress(InputError):  # no converted file
             if read_meta(path)['source_sha256'] == source_sha256:

@@ -1,4 +1,4 @@
-"""A finished pretraining as files that timm, torchvision and mmdet load, with model card and metafile."""
+"""A finished pretraining as files that timm, and of ResNets torchvision and mmdet load, with model card."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from sd_pretrain.cli import InputError
 from sd_pretrain.safe_load import load_checkpoint
 from sd_pretrain.work_dir import read_json
 from transfer import architecture, checkpoint_io, sources
-from transfer.convert import cover
+from transfer.convert import cover, require_finite
 from transfer.model_card import Facts, check_license, metafile, model_card, recipe, transfer_results
+from transfer.timm_network import TimmNetwork, recorded_network
 from transfer.verify import quiet, relative_difference
 
 _TOLERANCE = 1e-5
@@ -40,8 +41,9 @@ def publish(
 ) -> Published:
     """Publish the network of a finished pretraining.
 
-    The weights go out under torchvision's names, which are timm's and mmdet's too, as a plain dictionary of
-    tensors; both files are loaded by all three libraries, and compared, before anything appears in ``out``.
+    The weights go out as a plain dictionary of tensors, a ResNet's under torchvision's names, which are
+    timm's and mmdet's too, others' under timm's; both files are loaded by all these libraries, and compared,
+    before anything appears in ``out``.
 
     Args:
         work_dir: of a finished pretraining.
@@ -56,22 +58,35 @@ def publish(
     """
     check_license(license)
     result = _result(work_dir)
+    cfg = _config(work_dir, result)
     file = sources.resolve(work_dir).path
-    weights = architecture.read_weights(load_checkpoint(file), str(file))
-    arch = architecture.detect_arch(weights.tensors, str(file))
-    tensors, _, _ = cover(weights.tensors, arch, 'torchvision', str(file))
+    checkpoint = load_checkpoint(file)
+    network = recorded_network(checkpoint)
+    if network is None:
+        weights = architecture.read_weights(checkpoint, str(file))
+        arch = architecture.detect_arch(weights.tensors, str(file))
+        tensors, _, _ = cover(weights.tensors, arch, 'torchvision', str(file))
+    else:
+        arch = network.name
+        tensors = network.read_weights(checkpoint, str(file), cfg.model.num_classes)
+        require_finite(tensors, str(file))
     stem = Path(result['config']).stem
     source_sha256 = checkpoint_io.sha256_of(file)
     with tempfile.TemporaryDirectory(dir=_parent(out), prefix=f'.{out.name}.') as part:
         staged = Path(part)
         names = _write_weights(tensors, staged, stem)
-        check_loadable(staged / names[0], staged / names[1], arch, len(tensors['fc.weight']))
+        files = (staged / names[0], staged / names[1])
+        if network is None:
+            check_loadable(*files, arch, len(tensors['fc.weight']))
+        else:
+            check_timm_loads(files, network, tensors, cfg.model.num_classes)
         facts = Facts(
             name=stem,
             arch=arch,
             parameters=sum(value.numel() for name, value in tensors.items() if _is_parameter(name)),
             config=result['config'],
-            recipe=recipe(_config(work_dir, result)),
+            recipe=recipe(cfg),
+            network_args=None if network is None else network.args,
             accuracies={key: result[key] for key in ('top1', 'top5') if key in result},
             transfers=transfer_results(results, source_sha256, baseline),
             files={name: checkpoint_io.sha256_of(staged / name) for name in names},
@@ -125,10 +140,33 @@ def check_loadable(pth: Path, safetensors: Path, arch: str, classes: int) -> Non
         _require_equal('mmdet', reference.fc(pooled), logits)
 
 
-def _require_equal(name: str, found: Tensor, wanted: Tensor) -> None:
+def check_timm_loads(
+    files: Sequence[Path], network: TimmNetwork, tensors: Mapping[str, Tensor], classes: int
+) -> None:
+    """Load files with timm as their users do, and compare the logits with those of the pretraining's tensors.
+
+    Raises:
+        InputError: they disagree by more than 1e-5 relative.
+    """
+    import timm
+
+    reference = network.build(classes)
+    reference.load_state_dict(tensors)
+    size = network.args.get('img_size') or reference.pretrained_cfg['input_size'][-1]
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = reference.eval()(images)
+        for file in files:
+            again = timm.create_model(
+                network.name, num_classes=classes, checkpoint_path=str(file), **network.args
+            )
+            _require_equal(f'timm from {file.suffix}', again.eval()(images), logits, 'the pretraining')
+
+
+def _require_equal(name: str, found: Tensor, wanted: Tensor, of: str = 'torchvision') -> None:
     error = relative_difference(found, wanted)
     if not error <= _TOLERANCE:
-        raise InputError(f'{name} computes other logits than torchvision: relative difference {error:.1e}')
+        raise InputError(f'{name} computes other logits than {of}: relative difference {error:.1e}')
 
 
 def _result(work_dir: Path) -> dict[str, Any]:

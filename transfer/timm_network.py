@@ -32,11 +32,11 @@ class TimmNetwork:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
-    def build(self) -> nn.Module:
-        """Make the network without its classifier: pooled features ``(N, D)`` of images ``(N, 3, H, W)``."""
+    def build(self, classes: int = 0) -> nn.Module:
+        """Make the network: logits of images ``(N, 3, H, W)``; for 0 classes pooled features ``(N, D)``."""
         import timm
 
-        return timm.create_model(self.name, num_classes=0, **self.args)
+        return timm.create_model(self.name, num_classes=classes, **self.args)
 
     def check_size(self, size: int) -> None:
         """Check that it has features of images of ``size`` times ``size`` pixels.
@@ -55,15 +55,16 @@ class TimmNetwork:
                 'set --cfg-options view.resize=... view.crop=...'
             ) from None
 
-    def read_weights(self, checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-        """Find its tensors in a loaded checkpoint, and strip the prefix of their names.
+    def read_weights(self, checkpoint: Mapping[str, Any], where: str, classes: int = 0) -> dict[str, Tensor]:
+        """Find its tensors in a loaded checkpoint, and strip the prefix of their names; for 0 ``classes``
+        without classifier.
 
         Raises:
             InputError: some are missing or of another shape.
         """
         tensors = select_tensors(checkpoint, where)
         with torch.device('meta'):
-            network = self.build()
+            network = self.build(classes)
         wanted = network.state_dict()
         first = next(iter(wanted))
         prefix = min(

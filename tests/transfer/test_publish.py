@@ -18,8 +18,9 @@ from torchvision.models import resnet18
 from sd_pretrain.cli import InputError
 from transfer.checkpoint_io import sha256_of
 from transfer.model_card import Facts, Transfer, Transfers, metafile, recipe, transfer_results
-from transfer.publish import check_loadable, publish
+from transfer.publish import check_loadable, check_timm_loads, publish
 from transfer.runner import backbone_file
+from transfer.timm_network import TimmNetwork
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -201,6 +202,55 @@ def test_again_gives_the_same_bytes(published, work_dir, transfer_dir):
     folder = published.card.parent
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], 'nothing is left behind'
+
+
+def test_another_network_is_published_for_timm(tmp_path, monkeypatch):
+    """With the arguments that it was built with, and what was fine-tuned from its very checkpoint."""
+    cfg = Config.fromfile(REPO / 'configs/demo/sd_r18_demo.py')
+    cfg.model.network, cfg.model.network_args = 'test_vit', {'img_size': 48, 'init_values': 0.1}
+    work_dir = tmp_path / 'sd_vit'
+    work_dir.mkdir()
+    cfg.dump(work_dir / 'sd_vit.py')
+    (work_dir / 'result.json').write_text(json.dumps({'config': 'sd_vit.py', 'top1': 0.5}))
+    torch.manual_seed(0)
+    network = timm.create_model('test_vit', num_classes=100, **cfg.model.network_args)
+    meta = {'schema': 1, 'arch': 'test_vit', 'network_args': cfg.model.network_args.to_dict()}
+    weights = {f'network.{name}': value for name, value in network.state_dict().items()}
+    torch.save({'meta': meta, 'state_dict': weights}, work_dir / 'snapshot_2.pth')
+    run = tmp_path / 'transfer' / 'seg_voc12' / 'V' / 'seed0'
+    run.mkdir(parents=True)
+    content = {'name': 'V', 'task': 'seg', 'dataset': 'voc12', 'seed': 0, 'metrics': {'mIoU': 0.6}}
+    content |= {
+        'sha256': sha256_of(work_dir / 'snapshot_2.pth'),
+        'config': 'configs/seg/fpn_timm_8xb1_voc12aug.py',
+    }
+    (run / 'result.json').write_text(json.dumps(content))
+
+    published = publish(work_dir, tmp_path / 'out', [tmp_path / 'transfer'])
+    card = ModelCard.load(published.card)
+    assert 'torchvision' not in card.text and 'img_size=48, init_values=0.1' in card.text
+    assert ('PASCAL VOC 2012', 'mIoU', 60.0) in {
+        (one.dataset_name, one.metric_name, one.metric_value) for one in card.data.eval_results
+    }
+    assert yaml.safe_load(published.metafile.read_text())['Collections'][0]['Metadata']['Architecture'] == [
+        'test_vit'
+    ]
+    code = card.text.split('```python\n')[1].split('```')[0].replace('timm.create', 'network = timm.create')
+    monkeypatch.chdir(published.card.parent)
+    exec(code, scope := {})
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        assert scope['network'].eval()(images) == pytest.approx(network.eval()(images), abs=1e-5)
+    tensors = torch.load(published.pth, weights_only=True)
+    tensors['blocks.0.norm1.bias'] += 1
+    torch.save(tensors, tmp_path / 'other.pth')
+    with pytest.raises(InputError, match='timm from .pth computes other logits than the pretraining'):
+        check_timm_loads(
+            [tmp_path / 'other.pth'],
+            TimmNetwork('test_vit', meta['network_args']),
+            network.state_dict(),
+            100,
+        )
 
 
 def test_mistakes_are_named(work_dir, transfer_dir, tmp_path):
