@@ -1,4 +1,4 @@
-"""SGD in one kernel, and mixed precision for ``--amp``: bfloat16 autocast, on CUDA and CPU alike."""
+"""SGD and AdamW in one kernel, and bfloat16 autocast for ``--amp``, on CUDA and CPU alike."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from sd_pretrain.bfloat16 import require_gpu_bf16
@@ -41,14 +42,45 @@ class Bf16OptimWrapper(OptimWrapper):
             yield
 
 
-@OPTIMIZERS.register_module()
-class FusedSGD(torch.optim.SGD):
-    """SGD by PyTorch's fused kernel, right and fast whatever the memory format of the weights.
+class _AnyLayout(torch.optim.Optimizer):
+    """An optimizer by PyTorch's fused kernel, right and fast whatever the memory format of the weights.
 
-    On a CPU that kernel takes weight, gradient and momentum number by number as they lie in memory. Where
+    On a CPU such a kernel takes weight, gradient and state number by number as they lie in memory. Where
     their layouts differ it silently takes the wrong ones together, as ``torch.optim.SGD(fused=True)`` does
     after a resume in another memory format; and it copies whatever is channels-last for nothing. Here it gets
-    all three in the weight's order, as contiguous views. On a GPU it takes any order that all three have.
+    all of them in the weight's order, as contiguous views. On a GPU it takes any order that all of them have.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step for all weights with a gradient; returns what ``closure`` does."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step_group(group)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As any optimizer does, each state in the memory format of its weight."""
+        super().load_state_dict(state_dict)
+        for weight, state in self.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    state[name] = like(weight, value)
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _scaling(self) -> dict[str, Any]:
+        """What a gradient scaler leaves here."""
+        return {name: getattr(self, name, None) for name in ('grad_scale', 'found_inf')}
+
+
+@OPTIMIZERS.register_module()
+class FusedSGD(_AnyLayout, torch.optim.SGD):
+    """SGD by PyTorch's fused kernel, for weights of any memory format (:class:`_AnyLayout`).
 
     Args:
         params: as of ``torch.optim.SGD``, as are the others.
@@ -70,25 +102,6 @@ class FusedSGD(torch.optim.SGD):
             params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True
         )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step for all weights with a gradient; returns what ``closure`` does."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
-        return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As ``torch.optim.SGD`` does, each momentum in the memory format of its weight."""
-        super().load_state_dict(state_dict)
-        for weight, state in self.state.items():
-            momentum = state.get('momentum_buffer')
-            if momentum is not None:
-                state['momentum_buffer'] = like(weight, momentum)
-
     def _step_group(self, group: dict[str, Any]) -> None:
         weights, grads, momenta = [], [], []
         for weight in group['params']:
@@ -109,10 +122,66 @@ class FusedSGD(torch.optim.SGD):
             momenta,
             fused=True,
             has_sparse_grad=False,
-            # A gradient scaler leaves these here.
-            grad_scale=getattr(self, 'grad_scale', None),
-            found_inf=getattr(self, 'found_inf', None),
+            **self._scaling(),
             **{key: group[key] for key in _RULE},
+        )
+
+
+@OPTIMIZERS.register_module()
+class FusedAdamW(_AnyLayout, torch.optim.AdamW):
+    """AdamW by PyTorch's fused kernel, for weights of any memory format (:class:`_AnyLayout`).
+
+    Args:
+        params: as of ``torch.optim.AdamW``, as are the others.
+        lr: learning rate.
+        betas: decays of the means of gradients and of their squares.
+        eps: added to the root of the latter.
+        weight_decay: factor.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        weights, grads, means, squares, steps = [], [], [], [], []
+        for weight in group['params']:
+            if weight.grad is None:
+                continue
+            view = _memory_order(weight)
+            state = self.state[weight]
+            if not state:
+                state['step'] = torch.zeros((), device=weight.device)
+                state['exp_avg'] = torch.zeros_like(weight)
+                state['exp_avg_sq'] = torch.zeros_like(weight)
+            weights.append(view(weight))
+            grads.append(view(like(weight, weight.grad)))
+            means.append(view(state['exp_avg']))
+            squares.append(view(state['exp_avg_sq']))
+            steps.append(state['step'])
+        beta1, beta2 = group['betas']
+        adamw(
+            weights,
+            grads,
+            means,
+            squares,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group['lr'],
+            weight_decay=group['weight_decay'],
+            eps=group['eps'],
+            maximize=False,
+            **self._scaling(),
         )
 
 

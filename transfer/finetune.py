@@ -35,7 +35,7 @@ from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
 from transfer.confusion import save_confusion
 from transfer.predictions import image_names, save_predictions
 from transfer.run_record import load_config, open_run
-from transfer.speed import check_amp, check_float16, prepare_model, right_fused_sgd, wait_less
+from transfer.speed import check_amp, check_float16, prepare_model, right_fused, wait_less
 from transfer.tasks import metrics_of
 
 
@@ -93,7 +93,7 @@ class FinetuneRunner(Runner):
     def build_optim_wrapper(self, optim_wrapper: dict | OptimWrapper) -> OptimWrapper:
         """Build the optimizer, fused as the config says."""
         if isinstance(optim_wrapper, Mapping):
-            optim_wrapper = right_fused_sgd(optim_wrapper)
+            optim_wrapper = right_fused(optim_wrapper)
         return super().build_optim_wrapper(optim_wrapper)
 
     def build_dataloader(self, dataloader: dict | DataLoader, *args: Any, **kwargs: Any) -> DataLoader:

@@ -100,17 +100,18 @@ def wait_less(cfg: Config) -> None:
         BaseDataElement.pin_memory = _pinned
 
 
-def right_fused_sgd(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config's ``optim_wrapper`` whose ``SGD(fused=True)`` is ours.
+def right_fused(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config's ``optim_wrapper`` whose ``SGD(fused=True)`` or ``AdamW(fused=True)`` is ours.
 
-    PyTorch's own takes the wrong numbers together where weight, gradient and momentum lie differently in
+    PyTorch's own take the wrong numbers together where weight, gradient and momentum lie differently in
     memory, as they do when a GPU's run, which is channels-last, is resumed on a CPU
-    (:class:`sd_pretrain.optim.FusedSGD`).
+    (:mod:`sd_pretrain.optim`).
     """
     changed = copy.deepcopy(dict(optim_wrapper))
     optimizer = changed.get('optimizer', {})
-    if optimizer.get('type') == 'SGD' and optimizer.pop('fused', False):
-        optimizer['type'] = 'FusedSGD'
+    known = optimizer.get('type') in ('SGD', 'AdamW') and not optimizer.get('amsgrad')
+    if known and optimizer.pop('fused', False):
+        optimizer['type'] = f'Fused{optimizer["type"]}'
     return changed
 
 

@@ -1,4 +1,4 @@
-"""FusedSGD: torch.optim.SGD's steps, whatever the memory format of weights, gradients and momentum."""
+"""FusedSGD and FusedAdamW: torch.optim's steps, whatever the memory format of weights and gradients."""
 
 import copy
 
@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from sd_pretrain.optim import FusedSGD
+from sd_pretrain.optim import FusedAdamW, FusedSGD
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
+SGD, ADAMW = (FusedSGD, torch.optim.SGD), (FusedAdamW, torch.optim.AdamW)
 RULES = (
-    {},
-    {'weight_decay': 0.01},
-    {'momentum': 0.9},
-    {'momentum': 0.9, 'nesterov': True, 'weight_decay': 0.01},
+    (SGD, {}),
+    (SGD, {'weight_decay': 0.01}),
+    (SGD, {'momentum': 0.9}),
+    (SGD, {'momentum': 0.9, 'nesterov': True, 'weight_decay': 0.01}),
+    (ADAMW, {}),
+    (ADAMW, {'weight_decay': 0.3, 'betas': (0.8, 0.95), 'eps': 1e-3}),
 )
 
 
@@ -37,26 +40,27 @@ def train(optimizer, params, seed, memory_format):
         optimizer.step()
 
 
-@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize(('kinds', 'rule'), RULES)
 @pytest.mark.parametrize('of_grads', FORMATS)
 @pytest.mark.parametrize('of_weights', FORMATS)
-def test_steps_are_those_of_sgd_in_any_layout(of_weights, of_grads, rule):
+def test_steps_are_those_of_pytorch_in_any_layout(of_weights, of_grads, kinds, rule):
+    fused, plain = kinds
     ours, theirs = weights(of_weights), weights(torch.contiguous_format)
-    train(FusedSGD(ours, lr=0.1, **rule), ours, 1, of_grads)
-    train(torch.optim.SGD(theirs, lr=0.1, foreach=False, **rule), theirs, 1, torch.contiguous_format)
+    train(fused(ours, lr=0.1, **rule), ours, 1, of_grads)
+    train(plain(theirs, lr=0.1, foreach=False, **rule), theirs, 1, torch.contiguous_format)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(('kind', 'rule'), [(FusedSGD, {'momentum': 0.9}), (FusedAdamW, {})])
 @pytest.mark.parametrize('before', FORMATS)
 @pytest.mark.parametrize('after', FORMATS)
-def test_a_state_saved_in_another_memory_format_goes_on_as_if_nothing_had_been(before, after):
-    rule = dict(lr=0.1, momentum=0.9)
+def test_a_state_saved_in_another_memory_format_goes_on_as_if_nothing_had_been(before, after, kind, rule):
     whole = weights(before)
-    optimizer = FusedSGD(whole, **rule)
+    optimizer = kind(whole, lr=0.1, **rule)
     train(optimizer, whole, 1, before)
     resumed = [nn.Parameter(laid_out(one.detach().clone(), after)) for one in whole]
-    second = FusedSGD(resumed, **rule)
+    second = kind(resumed, lr=0.1, **rule)
     second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(optimizer, whole, 2, before)
     train(second, resumed, 2, after)
@@ -89,10 +93,14 @@ def test_the_step_gives_the_loss_of_a_closure():
 
 
 @pytest.mark.cuda
-def test_a_gradient_scaler_on_a_gpu_is_heard():
+@pytest.mark.parametrize('kind', [FusedSGD, FusedAdamW])
+def test_a_gradient_scaler_on_a_gpu_is_heard(kind):
     weight = nn.Parameter(torch.ones(3, device='cuda'))
-    optimizer = FusedSGD([weight], lr=0.1)
+    optimizer = kind([weight], lr=0.1, weight_decay=0)
     scaler = torch.amp.GradScaler(init_scale=8.0)
     scaler.scale(weight.sum()).backward()
+    scaler.step(optimizer)
+    torch.testing.assert_close(weight.detach().cpu(), torch.full((3,), 0.9))
+    scaler.scale(weight.sum() * float('inf')).backward()
     scaler.step(optimizer)
     torch.testing.assert_close(weight.detach().cpu(), torch.full((3,), 0.9))

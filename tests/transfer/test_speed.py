@@ -177,6 +177,22 @@ def test_in_bfloat16_weights_and_momentum_lie_channels_last_and_batches_are_pinn
     assert len(losses) == 2 and all(map(math.isfinite, losses))
 
 
+@pytest.mark.parametrize(
+    ('kind', 'more', 'wanted'),
+    [
+        ('SGD', {'momentum': 0.9, 'fused': True}, {'type': 'FusedSGD', 'momentum': 0.9}),
+        ('AdamW', {'fused': True}, {'type': 'FusedAdamW'}),
+        ('AdamW', {}, {'type': 'AdamW'}),
+        ('AdamW', {'fused': True, 'amsgrad': True}, {'type': 'AdamW', 'fused': True, 'amsgrad': True}),
+        ('Adam', {'fused': True}, {'type': 'Adam', 'fused': True}),
+    ],
+)
+def test_fused_optimizers_are_ours_where_there_is_one(kind, more, wanted):
+    given = {'type': 'OptimWrapper', 'optimizer': {'type': kind, 'lr': 0.1, **more}}
+    assert speed.right_fused(given) == {'type': 'OptimWrapper', 'optimizer': {'lr': 0.1, **wanted}}
+    assert given['optimizer']['type'] == kind, 'the config stays'
+
+
 @pytest.mark.parametrize('config', [DET, SEG], ids=['det', 'seg'])
 def test_logs_are_mmengines_though_no_iteration_is_waited_for(config, data_root, tmp_path, monkeypatch):
     logged = {}
