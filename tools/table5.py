@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sd_pretrain.cli import parse_seeds, run_main
+from sd_pretrain.cli import InputError, parse_seeds, run_main
 from sd_pretrain.launch import runs_side_by_side
 from transfer.table import format_rows
 from transfer.table5 import Table5, run_table5
@@ -47,6 +47,8 @@ def main() -> None:
         '--demo-data', type=Path, default=Path('work_dirs/demo_data'), help='made where missing'
     )
     args = parser.parse_args()
+    if args.pretrainings < 1:
+        raise InputError(f'--pretrainings {args.pretrainings}: at least one')
     default = 'work_dirs/table5' + (f'_{args.arch}' if args.data_root else '')
     what = Table5(
         work_dir=args.work_dir or Path(default),

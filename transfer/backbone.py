@@ -44,6 +44,12 @@ class Backbone:
         """Whether it is a random initialisation."""
         return not self.tensors
 
+    def same_weights(self, other: Backbone) -> bool:
+        """Whether the tensors are those of ``other``, whatever else the files hold."""
+        return self.tensors.keys() == other.tensors.keys() and all(
+            torch.equal(value, other.tensors[name]) for name, value in self.tensors.items()
+        )
+
 
 def read_backbone(path: str | Path) -> Backbone:
     """Read a backbone file: one of ``transfer.convert``, or other tensors under torchvision's key names.

@@ -318,7 +318,7 @@ def _seeded(
             'into a call of its own'
         )
     for place, one in enumerate(backbones):
-        same = [other.path for other in backbones[:place] if other.sha256 == one.sha256]
+        same = [other.path for other in backbones[:place] if one.same_weights(other)]
         if same:
             raise InputError(
                 f'{name} has {same[0]} and {one.path}, the same weights: that is one pretraining'

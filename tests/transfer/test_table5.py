@@ -44,7 +44,9 @@ def test_gpus_that_do_not_divide_a_batch_are_refused_before_anything_is_written(
     assert not (tmp_path / 'w').exists()
 
 
-def test_several_pretrainings_decide_the_seeds(tmp_path):
+def test_several_pretrainings_decide_the_seeds(tmp_path, run_tool, capsys):
+    assert run_tool('table5.py', '--pretrainings', '0', '--work-dir', tmp_path / 'w') == 2
+    assert '--pretrainings 0: at least one' in capsys.readouterr().err
     with pytest.raises(InputError, match='several pretrainings have the seeds .*: leave --seeds out'):
         run_table5(Table5(work_dir=tmp_path / 'w', pretrainings=3, seeds=(0, 1)))
     assert not (tmp_path / 'w').exists()
