@@ -137,7 +137,7 @@ def plan_pyramid(name: str, args: dict[str, Any] | None = None) -> PyramidPlan:
                 sizes = _map_sizes(name, known, scale)
             except _ERRORS as error:
                 # The first is of the network as it is.
-                said = said or f'{error or type(error).__name__}'.splitlines()[0]
+                said = said or (str(error) or type(error).__name__).splitlines()[0]
                 continue
             strides = [_HEIGHT / height for _, height, _ in sizes]
             if any(_WIDTH / width != stride for (*_, width), stride in zip(sizes, strides, strict=True)):
