@@ -119,6 +119,46 @@ def test_a_file_that_does_not_say_its_network_is_told_it(tmp_path):
         read_backbone('vit_tiny_patch16_224@nowhere.pth')
 
 
+@pytest.mark.parametrize(
+    ('of', 'args', 'said', 'message'),
+    [
+        ('convnext_atto', {'depths': (2, 2, 7, 2)}, 'convnext_atto', r'no stages.2.blocks.6.\S+ and 8 more'),
+        (
+            'test_vit',
+            {'init_values': 0.1},
+            'test_vit',
+            r'whose blocks have no blocks.0.ls1.gamma and 11 more',
+        ),
+        ('test_vit', {'patch_size': 32}, 'test_vit', r'1 are missing .* first patch_embed.proj.weight'),
+        ('convnext_atto', {}, 'convnext_atto', None),
+        ('test_vit', {'img_size': 96}, 'test_vit', None),
+    ],
+)
+def test_weights_of_another_network_with_the_same_names_are_told(of, args, said, message, tmp_path):
+    """All tensors of the smaller network are in the file of a deeper one."""
+    torch.save({'model': timm.create_model(of, **args).state_dict()}, tmp_path / 'w.pth')
+    if message is None:
+        assert read_backbone(f'{said}@{tmp_path / "w.pth"}').tensors
+        return
+    with pytest.raises(InputError, match=message):
+        read_backbone(f'{said}@{tmp_path / "w.pth"}')
+
+
+@pytest.mark.parametrize('first', ['student', 'online_encoder'])
+def test_of_two_networks_in_a_file_the_usual_one_is_taken_or_none(first, tmp_path):
+    networks = {first: timm.create_model('test_vit'), 'target_encoder': timm.create_model('test_vit')}
+    weights = {
+        f'{of}.{name}': value for of, one in networks.items() for name, value in one.state_dict().items()
+    }
+    torch.save({'state_dict': weights}, tmp_path / 'w.pth')
+    if first == 'student':
+        found = read_backbone(f'test_vit@{tmp_path / "w.pth"}').tensors
+        assert all(torch.equal(value, weights[f'student.{name}']) for name, value in found.items())
+        return
+    with pytest.raises(InputError, match=r'which network .* prefixes online_encoder., target_encoder.; save'):
+        read_backbone(f'test_vit@{tmp_path / "w.pth"}')
+
+
 def test_weights_under_their_authors_names_are_found(tmp_path, monkeypatch):
     """As Meta published ConvNeXt; and a folder may have an @ in its name."""
     network = timm.create_model('test_convnext', num_classes=0)
