@@ -15,9 +15,9 @@ from sd_pretrain.cli import InputError, set_data_root
 from transfer import runner
 from transfer.backbone import read_backbone
 from transfer.convert import convert
-from transfer.features import build_backbone
+from transfer.features import build_backbone, feature_key
 from transfer.results import collect
-from transfer.run_record import load_config
+from transfer.run_record import check_work_dir, describe, load_config
 from transfer.tasks import DATASETS
 from transfer.timm_network import TimmNetwork, recorded_network
 
@@ -242,6 +242,22 @@ def test_what_takes_plain_resnets_says_so(task, files, how, message, data_root, 
     named = {name: name if name == 'none' else str(tmp_path / name) for name in files}
     with pytest.raises(InputError, match=message):
         runner.plan(DATASETS[task], named, tmp_path / 'w', runner.Options(data_root=str(data_root), **how))
+
+
+def test_one_file_with_images_normalised_otherwise_is_another_run(data_root, tmp_path):
+    torch.save({'model': timm.create_model('test_vit').state_dict()}, tmp_path / 'w.pth')
+    plain, half = (
+        read_backbone(f'{said}@{tmp_path / "w.pth"}') for said in ('test_vit', 'test_vit.r160_in1k')
+    )
+    cfg = load_config(CONFIG)
+    set_data_root(cfg, data_root)
+    assert feature_key(cfg, plain, 0) != feature_key(cfg, half, 0)
+    was, now = (describe(cfg, one, 0) for one in (plain, half))
+    (tmp_path / 'result.json').write_text(json.dumps(was))
+    assert check_work_dir(tmp_path, was) == 'all'
+    message = r'backbone was test_vit@\S+w.pth \(\w{8}\), is now test_vit.r160_in1k@\S+w.pth \(\w{8}\)'
+    with pytest.raises(InputError, match=message):
+        check_work_dir(tmp_path, now)
 
 
 def test_a_conversion_says_what_it_is(tmp_path):
