@@ -16,7 +16,7 @@ from transfer import runner
 from transfer.backbone import read_backbone
 from transfer.convert import convert
 from transfer.features import build_backbone, feature_key
-from transfer.results import collect
+from transfer.results import collect, require_comparable
 from transfer.run_record import check_work_dir, describe, load_config
 from transfer.tasks import DATASETS
 from transfer.timm_network import TimmNetwork, recorded_network
@@ -258,6 +258,8 @@ def test_one_file_with_images_normalised_otherwise_is_another_run(data_root, tmp
     message = r'backbone was test_vit@\S+w.pth \(\w{8}\), is now test_vit.r160_in1k@\S+w.pth \(\w{8}\)'
     with pytest.raises(InputError, match=message):
         check_work_dir(tmp_path, now)
+    with pytest.raises(InputError, match="results of 'V' come from two backbones"):
+        require_comparable([was | {'name': 'V'}, now | {'name': 'V', 'task': 'det'}])
 
 
 def test_a_conversion_says_what_it_is(tmp_path):
