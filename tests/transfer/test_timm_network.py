@@ -131,6 +131,7 @@ def test_a_file_that_does_not_say_its_network_is_told_it(tmp_path):
         ),
         ('test_vit', {'patch_size': 32}, 'test_vit', r'1 are missing .* first patch_embed.proj.weight'),
         ('convnext_atto', {}, 'convnext_atto', None),
+        ('efficientvit_b0', {}, 'efficientvit_b0', None),  # head.classifier.4
         ('test_vit', {'img_size': 96}, 'test_vit', None),
     ],
 )
@@ -142,6 +143,19 @@ def test_weights_of_another_network_with_the_same_names_are_told(of, args, said,
         return
     with pytest.raises(InputError, match=message):
         read_backbone(f'{said}@{tmp_path / "w.pth"}')
+
+
+def test_stages_are_where_the_authors_of_swin_have_them():
+    """Their ``layers.1.downsample`` is timm's ``layers.2.downsample``, and buffers are in their files."""
+    with torch.device('meta'):
+        tensors = timm.create_model('swin_tiny_patch4_window7_224').state_dict()
+    theirs = {
+        re.sub(r'(?<=layers.)\d(?=.downsample)', lambda stage: str(int(stage[0]) - 1), name): value
+        for name, value in tensors.items()
+    }
+    theirs['layers.0.blocks.1.attn_mask'] = torch.zeros(64, 49, 49)
+    found = TimmNetwork('swin_tiny_patch4_window7_224').read_weights({'model': theirs}, 'swin.pth')
+    assert found['layers.1.downsample.norm.weight'].shape == (384,)
 
 
 @pytest.mark.parametrize('first', ['student', 'online_encoder'])
