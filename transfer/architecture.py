@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,17 +147,27 @@ def select_tensors(checkpoint: Mapping[str, Any], where: str, key: str | None = 
     return tensors
 
 
+def choose_prefix(prefixes: Sequence[str], where: str, what: str) -> str | None:
+    """Which of the prefixes under which a checkpoint has whole networks; ``None`` if there are none.
+
+    Raises:
+        InputError: there are several, and no usual one among them, or several of those.
+    """
+    known = [prefix for prefix in prefixes if set(prefix.split('.')[:-1]) <= _PREFIX_PARTS]
+    if len(known or prefixes) > 1:
+        raise InputError(
+            f'{where}: cannot tell which network to take: {what} under the prefixes {_some(prefixes)}; '
+            'save the state_dict of the one you want'
+        )
+    return next(iter(known or prefixes), None)
+
+
 def _prefix(tensors: Mapping[str, Tensor], where: str, named: str) -> str:
     prefixes = [name.removesuffix(_ANCHOR) for name in tensors if name.endswith(_ANCHOR)]
     prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith('.')]
-    known = [prefix for prefix in prefixes if set(prefix.split('.')[:-1]) <= _PREFIX_PARTS]
-    if len(known or prefixes) == 1:
-        return (known or prefixes)[0]
-    if prefixes:
-        raise InputError(
-            f'{where}: cannot tell which network to take: ResNets under the prefixes {_some(prefixes)}; '
-            'save the state_dict of the one you want'
-        )
+    chosen = choose_prefix(prefixes, where, 'ResNets')
+    if chosen is not None:
+        return chosen
     of = f'is of a {named}, and ' if named else ''
     raise InputError(
         f'{where} {of}holds no ResNet ({_ANCHOR} is missing); its first tensors are {_some(list(tensors))}. '

@@ -85,6 +85,7 @@ def feature_key(cfg: Config, backbone: Backbone, seed: int, *more: Any) -> str:
     """
     what = {
         'backbone': backbone.sha256,
+        **({'network': backbone.network.sha256} if backbone.network else {}),
         'seed': seed if backbone.random else None,
         'model': cfg.model.to_dict(),
         'view': cfg.view.to_dict(),

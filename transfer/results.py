@@ -63,6 +63,7 @@ def require_comparable(results: Sequence[Mapping[str, Any]]) -> None:
     methods = {one['name'] for one in results if one.get('pretraining')}
     keys = (
         ('backbones', 'sha256', ('name',)),
+        ('backbones', 'network_sha256', ('name',)),
         ('configs', 'config', ('task', 'dataset')),
         ('settings', 'config_sha256', ('config',)),
         ('image lists', 'lists_sha256', ('task', 'dataset')),

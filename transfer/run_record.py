@@ -25,6 +25,7 @@ _IDENTITY = (
     ('config_sha256', 'config'),
     ('lists_sha256', 'image lists'),
     ('sha256', 'backbone'),
+    ('network_sha256', 'backbone'),
     ('seed', 'seed'),
 )
 
@@ -107,6 +108,8 @@ def describe(cfg: Config, backbone: Backbone, seed: int, pretraining: int | None
         'arch': backbone.arch or config_arch(cfg),
         'backbone': _relative_backbone(backbone.path),
         'sha256': backbone.sha256,
+        # The same file may be read as another network, or its images normalised otherwise.
+        **({'network_sha256': backbone.network.sha256} if backbone.network else {}),
         'pretraining': pretraining,
     }
 
@@ -151,7 +154,7 @@ def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
         different = [
             f'{what} was {_short(found, key, what)}, is now {_short(wanted, key, what)}'
             for key, what in _IDENTITY
-            if found.get(key) != wanted[key]
+            if found.get(key) != wanted.get(key)
         ]
         if different:
             raise InputError(

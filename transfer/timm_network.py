@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sd_pretrain.cli import InputError
-from transfer.architecture import ARCHS, recorded_args, recorded_name, select_tensors
+from transfer.architecture import ARCHS, choose_prefix, recorded_args, recorded_name, select_tensors
 from transfer.sources import known_network
 
 
@@ -31,6 +34,11 @@ class TimmNetwork:
     args: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that it is."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def build(self, classes: int = 0) -> nn.Module:
         """Make the network: logits of images ``(N, 3, H, W)``; for 0 classes pooled features ``(N, D)``."""
@@ -56,36 +64,60 @@ class TimmNetwork:
             ) from None
 
     def read_weights(self, checkpoint: Mapping[str, Any], where: str, classes: int = 0) -> dict[str, Tensor]:
-        """Find its tensors in a loaded checkpoint, and strip the prefix of their names; for 0 ``classes``
-        without classifier.
+        """Find its tensors in a loaded checkpoint, and strip the prefix of their names.
+
+        For 0 ``classes`` without classifier. Tables of positions of other images than the network's are
+        resized.
 
         Raises:
-            InputError: some are missing or of another shape.
+            InputError: some are missing or of another shape, or its blocks have more there; or the checkpoint
+                has several such networks.
         """
         tensors = select_tensors(checkpoint, where)
         with torch.device('meta'):
             network = self.build(classes)
         wanted = network.state_dict()
         first = next(iter(wanted))
-        prefix = min(
-            (name.removesuffix(first) for name in tensors if name.endswith(first)), key=len, default=''
-        )
-        tensors = {name: value for name, value in tensors.items() if name.startswith(prefix)}
-        found = {name.removeprefix(prefix): value for name, value in tensors.items()}
-        wrong = _unlike(found, wanted)
-        if wrong:
-            found = _as_timm_names(found, network)
-            if _unlike(found, wanted):
-                raise InputError(
-                    f'of the {len(wanted)} tensors of a {self.name}, {len(wrong)} are missing in {where} or '
-                    f'of another shape there, first {wrong[0]}'
-                )
+        prefixes = sorted((name.removesuffix(first) for name in tensors if name.endswith(first)), key=len)
+        whole = [prefix for prefix in prefixes if all(f'{prefix}{name}' in tensors for name in wanted)]
+        prefix = choose_prefix(whole or prefixes[:1], where, f'networks like {self.name}') or ''
+        given = {
+            name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+        }
+        wrong = _unlike(given, wanted)
+        found = _as_timm_names(given, network) if wrong or _more(given, network) else given
+        # timm resizes more than positions, and makes patches of 16 pixels of those of 32.
+        other = [name for name in wrong if name.endswith('patch_embed.proj.weight') and name in given]
+        other = [name for name in other if given[name].numel() != wanted[name].numel()]
+        if other or _unlike(found, wanted):
+            wrong = other or wrong
+            raise InputError(
+                f'of the {len(wanted)} tensors of a {self.name}, {len(wrong)} are missing in {where} or '
+                f'of another shape there, first {wrong[0]}'
+            )
+        more = _more(found, network)
+        if more:
+            raise InputError(
+                f'{where} is of another network than a {self.name}, whose blocks have no {more[0]}'
+                f'{f" and {len(more) - 1} more" if more[1:] else ""}'
+            )
         return {name: found[name] for name in wanted}
 
 
 def _unlike(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """Names of tensors that are missing, or of another shape."""
     return [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
+
+
+def _more(found: Mapping[str, Tensor], network: nn.Module) -> list[str]:
+    """Names of tensors in numbered parts of a network, such as its blocks, that it has not."""
+    known = {*network.state_dict(), *(name for name, _ in network.named_buffers())}
+    parts = {name.partition('.')[0] for name in known} - {'head'}  # which may have a classifier there
+    return [
+        name
+        for name in found
+        if name not in known and name.partition('.')[0] in parts and re.search(r'\.\d+\.', name)
+    ]
 
 
 def _as_timm_names(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -41,7 +41,9 @@ class TimmPyramid(BaseModule):
         name: for ``timm.create_model``.
         args: further arguments of it.
         checkpoint: its weights, as :func:`transfer.backbone.read_backbone` takes them; default: at random.
-        norm_eval: freeze its batch normalisation, statistics and affine; other norms are trained.
+        norm_eval: freeze its batch normalisation, statistics and affine; other norms are trained. Without a
+            checkpoint the affine is trained: timm draws ResNets with factors of 0 at the end of their blocks,
+            and with those frozen no block would learn anything.
 
     Raises:
         InputError: it has no such maps, or takes images of its own size alone.
@@ -65,7 +67,7 @@ class TimmPyramid(BaseModule):
         self.scale = plan.scale
         self.checkpoint = checkpoint
         self.norm_eval = norm_eval
-        if norm_eval:
+        if norm_eval and checkpoint is not None:
             for norm in self._batch_norms():
                 norm.requires_grad_(False)
         self.train()
@@ -137,7 +139,7 @@ def plan_pyramid(name: str, args: dict[str, Any] | None = None) -> PyramidPlan:
                 sizes = _map_sizes(name, known, scale)
             except _ERRORS as error:
                 # The first is of the network as it is.
-                said = said or f'{error or type(error).__name__}'.splitlines()[0]
+                said = said or (str(error) or type(error).__name__).splitlines()[0]
                 continue
             strides = [_HEIGHT / height for _, height, _ in sizes]
             if any(_WIDTH / width != stride for (*_, width), stride in zip(sizes, strides, strict=True)):

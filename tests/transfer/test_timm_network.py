@@ -15,9 +15,9 @@ from sd_pretrain.cli import InputError, set_data_root
 from transfer import runner
 from transfer.backbone import read_backbone
 from transfer.convert import convert
-from transfer.features import build_backbone
-from transfer.results import collect
-from transfer.run_record import load_config
+from transfer.features import build_backbone, feature_key
+from transfer.results import collect, require_comparable
+from transfer.run_record import check_work_dir, describe, load_config
 from transfer.tasks import DATASETS
 from transfer.timm_network import TimmNetwork, recorded_network
 
@@ -119,6 +119,60 @@ def test_a_file_that_does_not_say_its_network_is_told_it(tmp_path):
         read_backbone('vit_tiny_patch16_224@nowhere.pth')
 
 
+@pytest.mark.parametrize(
+    ('of', 'args', 'said', 'message'),
+    [
+        ('convnext_atto', {'depths': (2, 2, 7, 2)}, 'convnext_atto', r'no stages.2.blocks.6.\S+ and 8 more'),
+        (
+            'test_vit',
+            {'init_values': 0.1},
+            'test_vit',
+            r'whose blocks have no blocks.0.ls1.gamma and 11 more',
+        ),
+        ('test_vit', {'patch_size': 32}, 'test_vit', r'1 are missing .* first patch_embed.proj.weight'),
+        ('convnext_atto', {}, 'convnext_atto', None),
+        ('efficientvit_b0', {}, 'efficientvit_b0', None),  # head.classifier.4
+        ('test_vit', {'img_size': 96}, 'test_vit', None),
+    ],
+)
+def test_weights_of_another_network_with_the_same_names_are_told(of, args, said, message, tmp_path):
+    """All tensors of the smaller network are in the file of a deeper one."""
+    torch.save({'model': timm.create_model(of, **args).state_dict()}, tmp_path / 'w.pth')
+    if message is None:
+        assert read_backbone(f'{said}@{tmp_path / "w.pth"}').tensors
+        return
+    with pytest.raises(InputError, match=message):
+        read_backbone(f'{said}@{tmp_path / "w.pth"}')
+
+
+def test_stages_are_where_the_authors_of_swin_have_them():
+    """Their ``layers.1.downsample`` is timm's ``layers.2.downsample``, and buffers are in their files."""
+    with torch.device('meta'):
+        tensors = timm.create_model('swin_tiny_patch4_window7_224').state_dict()
+    theirs = {
+        re.sub(r'(?<=layers.)\d(?=.downsample)', lambda stage: str(int(stage[0]) - 1), name): value
+        for name, value in tensors.items()
+    }
+    theirs['layers.0.blocks.1.attn_mask'] = torch.zeros(64, 49, 49)
+    found = TimmNetwork('swin_tiny_patch4_window7_224').read_weights({'model': theirs}, 'swin.pth')
+    assert found['layers.1.downsample.norm.weight'].shape == (384,)
+
+
+@pytest.mark.parametrize('first', ['student', 'online_encoder'])
+def test_of_two_networks_in_a_file_the_usual_one_is_taken_or_none(first, tmp_path):
+    networks = {first: timm.create_model('test_vit'), 'target_encoder': timm.create_model('test_vit')}
+    weights = {
+        f'{of}.{name}': value for of, one in networks.items() for name, value in one.state_dict().items()
+    }
+    torch.save({'state_dict': weights}, tmp_path / 'w.pth')
+    if first == 'student':
+        found = read_backbone(f'test_vit@{tmp_path / "w.pth"}').tensors
+        assert all(torch.equal(value, weights[f'student.{name}']) for name, value in found.items())
+        return
+    with pytest.raises(InputError, match=r'which network .* prefixes online_encoder., target_encoder.; save'):
+        read_backbone(f'test_vit@{tmp_path / "w.pth"}')
+
+
 def test_weights_under_their_authors_names_are_found(tmp_path, monkeypatch):
     """As Meta published ConvNeXt; and a folder may have an @ in its name."""
     network = timm.create_model('test_convnext', num_classes=0)
@@ -202,6 +256,24 @@ def test_what_takes_plain_resnets_says_so(task, files, how, message, data_root, 
     named = {name: name if name == 'none' else str(tmp_path / name) for name in files}
     with pytest.raises(InputError, match=message):
         runner.plan(DATASETS[task], named, tmp_path / 'w', runner.Options(data_root=str(data_root), **how))
+
+
+def test_one_file_with_images_normalised_otherwise_is_another_run(data_root, tmp_path):
+    torch.save({'model': timm.create_model('test_vit').state_dict()}, tmp_path / 'w.pth')
+    plain, half = (
+        read_backbone(f'{said}@{tmp_path / "w.pth"}') for said in ('test_vit', 'test_vit.r160_in1k')
+    )
+    cfg = load_config(CONFIG)
+    set_data_root(cfg, data_root)
+    assert feature_key(cfg, plain, 0) != feature_key(cfg, half, 0)
+    was, now = (describe(cfg, one, 0) for one in (plain, half))
+    (tmp_path / 'result.json').write_text(json.dumps(was))
+    assert check_work_dir(tmp_path, was) == 'all'
+    message = r'backbone was test_vit@\S+w.pth \(\w{8}\), is now test_vit.r160_in1k@\S+w.pth \(\w{8}\)'
+    with pytest.raises(InputError, match=message):
+        check_work_dir(tmp_path, now)
+    with pytest.raises(InputError, match="results of 'V' come from two backbones"):
+        require_comparable([was | {'name': 'V'}, now | {'name': 'V', 'task': 'det'}])
 
 
 def test_a_conversion_says_what_it_is(tmp_path):

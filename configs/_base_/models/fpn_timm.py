@@ -2,7 +2,7 @@
 # mmseg's usual settings, but for group normalisation in the head, which is that paper's.
 custom_imports = dict(imports=['transfer.timm_pyramid'], allow_failed_imports=False)
 # A run puts name and args of its network here, its channels into the neck, and the mean and std of its
-# pretraining into the preprocessor. Of its norms, batch normalisation is frozen, and no stage is.
+# pretraining into the preprocessor. Batch normalisation of a pretraining is frozen, and no stage is.
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
