@@ -124,6 +124,8 @@ def config_arch(cfg: Any) -> str | None:
 def put_into(cfg: Any, backbone: Backbone) -> None:
     """Make a config (changed in place) initialise every place of a backbone from the file, or at random.
 
+    Of random weights nothing is frozen but the statistics of batch normalisation, where the config has those.
+
     Raises:
         InputError: the file is of another architecture than the config's model.
     """
@@ -141,6 +143,16 @@ def put_into(cfg: Any, backbone: Backbone) -> None:
         if part is not None:
             part.init_cfg = init
             part.pop('pretrained', None)  # an older way to say the same
+            if backbone.random:
+                _freeze_nothing(part)
+
+
+def _freeze_nothing(part: Any) -> None:
+    """Have all weights of a ResNet's config trained: its blocks begin with factors of 0."""
+    if 'frozen_stages' in part:
+        part.frozen_stages = -1
+    if part.get('norm_cfg'):
+        part.norm_cfg = {**part.norm_cfg, 'requires_grad': True}
 
 
 def _put_network(cfg: Any, backbone: Backbone, name: str) -> None:
@@ -165,7 +177,8 @@ def _put_network(cfg: Any, backbone: Backbone, name: str) -> None:
         name=network.name, args=network.args, checkpoint=None if backbone.random else backbone.path
     )
     if network.mean:
-        cfg.model.data_preprocessor.update(mean=list(network.mean), std=list(network.std))
+        images = {'mean': list(network.mean), 'std': list(network.std), 'bgr_to_rgb': True}
+        cfg.model.data_preprocessor.update(images)
 
 
 def _part(cfg: Any, place: str) -> Any:

@@ -74,6 +74,17 @@ def test_every_tensor_of_backbone_and_shared_head_is_proved_to_be_loaded(backbon
         prove_loaded(model, file.tensors)
 
 
+def test_nothing_of_random_weights_is_frozen(backbone):
+    frozen = {
+        name: {key for key, value in detector(path).named_parameters() if not value.requires_grad}
+        for name, path in {'file': backbone, 'random': 'none'}.items()
+    }
+    assert {'backbone.conv1.weight', 'backbone.layer2.0.bn2.weight'} <= frozen['file']
+    assert not frozen['random']
+    model = detector('none').train()
+    assert not model.backbone.layer2[0].bn2.training, 'its statistics stay'
+
+
 def test_a_shared_head_left_random_is_found_out(backbone):
     random = detector('none')
     file = read_backbone(backbone)
