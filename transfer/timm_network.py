@@ -149,13 +149,21 @@ def recorded_network(checkpoint: Mapping[str, Any], said: str = '') -> TimmNetwo
             of its tag had them.
 
     Raises:
-        InputError: timm has no such pretraining.
+        InputError: timm has no such pretraining, or it had a ResNet on images normalised otherwise.
     """
     import timm
+    from timm.data import IMAGENET_DEFAULT_MEAN
 
     full_name = said or recorded_name(checkpoint)
     name, tagged, _ = full_name.partition('.')
-    if not timm.is_model(name) or name in ARCHS:
+    if not timm.is_model(name):
+        return None
+    if name in ARCHS:
+        if tagged and said and known_network(said).mean != IMAGENET_DEFAULT_MEAN:
+            raise InputError(
+                f'{said} was pretrained on images with mean {known_network(said).mean}, and those of ResNets '
+                'are normalised as ImageNet usually is: take weights with another tag'
+            )
         return None
     pretrained = known_network(full_name)
     # Networks of this project for CIFAR's images have no such entry, nor a form without classifier.

@@ -94,6 +94,11 @@ def test_a_checkpoint_says_which_network_it_is_of(checkpoint, said, found):
     assert recorded_network(checkpoint, said) == wanted
 
 
+def test_a_resnet_of_images_normalised_otherwise_is_refused():
+    with pytest.raises(InputError, match=r'ra4_e3600_r224_in1k was pretrained .* mean \(0.5, 0.5, 0.5'):
+        recorded_network({}, 'resnet34.ra4_e3600_r224_in1k')
+
+
 def test_weights_that_are_not_of_the_network_are_told(tmp_path):
     save(tmp_path / 'c.pth')
     content = torch.load(tmp_path / 'c.pth', weights_only=True)
