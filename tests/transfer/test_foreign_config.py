@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -107,6 +108,22 @@ def test_mmdets_retinanet(in_repo, backbone, tiny_voc, tmp_path, capfd):
     # All of the file but layer4's twin for a shared head, which this detector has not.
     assert 'backbone: 120 of 120 tensors equal' in capfd.readouterr().out
     assert (work_dir / 'predictions.npz').is_file()
+
+
+@pytest.mark.parametrize('network', ['resnet18', 'test_convnext'])
+def test_mmdets_retinanet_on_any_network(network, in_repo, backbone, tiny_voc, tmp_path, capfd):
+    """Its FPN begins at the second map, as stock."""
+    pyramid = "backbone=dict(_delete_=True, type='TimmPyramid', name='resnet18')"
+    text = RETINANET.replace('backbone=dict(depth=18)', pyramid) + (
+        "custom_imports = dict(imports=['transfer.timm_pyramid'], allow_failed_imports=False)\n"
+    )
+    config = written(tmp_path, text, 'mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    if network != 'resnet18':
+        torch.save(timm.create_model(network).state_dict(), tmp_path / 'c.pth')
+        backbone = f'{network}@{tmp_path / "c.pth"}'
+    result, work_dir = run('det', 'voc07', config, backbone, tiny_voc, tmp_path)
+    assert result['arch'] == network and (work_dir / 'predictions.npz').is_file()
+    assert f'tensors equal those of {read_backbone(backbone).path}' in capfd.readouterr().out
 
 
 def test_a_config_without_a_data_root_and_without_a_test(in_repo, backbone, tiny_voc, tmp_path):
