@@ -14,8 +14,8 @@ from sd_pretrain.safe_load import load_checkpoint
 from transfer.architecture import detect_arch
 from transfer.checkpoint_io import check_hashed_name, is_published, sha256_of
 from transfer.sources import resolve
-from transfer.timm_network import TimmNetwork, named_network, recorded_network
-from transfer.timm_pyramid import TimmPyramid, plan_pyramid
+from transfer.timm_network import TimmNetwork, named_network, recorded_network, unlike
+from transfer.timm_pyramid import TimmPyramid
 
 # Where a backbone lives in a model: the backbone itself, and layer4 on the RoIs of a C4 detector.
 PLACES = ('backbone', 'roi_head.shared_head')
@@ -172,9 +172,18 @@ def _put_network(cfg: Any, backbone: Backbone, name: str) -> None:
     neck = cfg.model.get('neck') or {}
     if 'in_channels' not in neck:
         raise InputError(f'{name} has no neck (FPN) for the maps of a {network.name}: set model.neck')
-    neck.in_channels = plan_pyramid(network.name, network.args).channels
+    args = {**(cfg.model.backbone.get('args') or {}), **network.args}
+    with torch.device('meta'):
+        pyramid = TimmPyramid(network.name, args)
+    wrong = [] if backbone.random else unlike(backbone.tensors, pyramid.network.state_dict())
+    if wrong:
+        raise InputError(
+            f'{backbone.path} does not fit the {network.name} of {name}: {wrong[0]} is missing or of another '
+            'shape'
+        )
+    neck.in_channels = pyramid.channels
     cfg.model.backbone.update(
-        name=network.name, args=network.args, checkpoint=None if backbone.random else backbone.path
+        name=network.name, args=args, checkpoint=None if backbone.random else backbone.path
     )
     if network.mean:
         images = {'mean': list(network.mean), 'std': list(network.std), 'bgr_to_rgb': True}

@@ -84,12 +84,12 @@ class TimmNetwork:
         given = {
             name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
         }
-        wrong = _unlike(given, wanted)
+        wrong = unlike(given, wanted)
         found = _as_timm_names(given, network) if wrong or _more(given, network) else given
         # timm resizes more than positions, and makes patches of 16 pixels of those of 32.
         other = [name for name in wrong if name.endswith('patch_embed.proj.weight') and name in given]
         other = [name for name in other if given[name].numel() != wanted[name].numel()]
-        if other or _unlike(found, wanted):
+        if other or unlike(found, wanted):
             wrong = other or wrong
             raise InputError(
                 f'of the {len(wanted)} tensors of a {self.name}, {len(wrong)} are missing in {where} or '
@@ -104,7 +104,7 @@ class TimmNetwork:
         return {name: found[name] for name in wanted}
 
 
-def _unlike(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def unlike(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """Names of tensors that are missing, or of another shape."""
     return [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
 

@@ -64,6 +64,7 @@ class TimmPyramid(BaseModule):
         self.network.prune_intermediate_layers(places, prune_norm=True, prune_head=True)
         self.places = places
         self.order = [places.index(one) for one in plan.places]
+        self.channels = plan.channels
         self.scale = plan.scale
         self.checkpoint = checkpoint
         self.norm_eval = norm_eval

@@ -200,6 +200,23 @@ def test_images_are_normalised_as_the_pretraining_had_them(tmp_path, in_repo):
     assert cfg.model.backbone.checkpoint == path
 
 
+def test_arguments_of_a_config_are_the_networks_as_far_as_its_weights_fit(tmp_path, in_repo):
+    save(tmp_path / 'v.pth', 'test_vit')
+    options = {'model.backbone.args.drop_path_rate': 0.2}
+    cfg = load_config(SEG, options)
+    put_into(cfg, read_backbone(tmp_path / 'v.pth'))
+    assert build(cfg).backbone.network.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+    cfg = load_config(SEG, {'model.backbone.args.init_values': 0.1})
+    with pytest.raises(
+        InputError, match=r'does not fit the test_vit of fpn_timm_.*: blocks.0.ls1.gamma'
+    ):
+        put_into(cfg, read_backbone(tmp_path / 'v.pth'))
+    # What such a network has of a map less is of another shape: its pruning would not take the weights.
+    save(tmp_path / 'e.pth', 'efficientvim_m1')
+    with pytest.raises(InputError, match=r'e.pth does not fit the efficientvim_m1 of .*: weights is'):
+        put_into(load_config(SEG), read_backbone(tmp_path / 'e.pth'))
+
+
 def test_a_config_without_neck_and_an_unknown_network_are_told(in_repo):
     cfg = load_config(DET)
     del cfg.model['neck']
