@@ -207,9 +207,7 @@ def test_arguments_of_a_config_are_the_networks_as_far_as_its_weights_fit(tmp_pa
     put_into(cfg, read_backbone(tmp_path / 'v.pth'))
     assert build(cfg).backbone.network.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
     cfg = load_config(SEG, {'model.backbone.args.init_values': 0.1})
-    with pytest.raises(
-        InputError, match=r'does not fit the test_vit of fpn_timm_.*: blocks.0.ls1.gamma'
-    ):
+    with pytest.raises(InputError, match=r'does not fit the test_vit of fpn_timm_.*: blocks.0.ls1.gamma'):
         put_into(cfg, read_backbone(tmp_path / 'v.pth'))
     # What such a network has of a map less is of another shape: its pruning would not take the weights.
     save(tmp_path / 'e.pth', 'efficientvim_m1')
