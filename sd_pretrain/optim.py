@@ -49,6 +49,7 @@ class _AnyLayout(torch.optim.Optimizer):
     their layouts differ it silently takes the wrong ones together, as ``torch.optim.SGD(fused=True)`` does
     after a resume in another memory format; and it copies whatever is channels-last for nothing. Here it gets
     all of them in the weight's order, as contiguous views. On a GPU it takes any order that all of them have.
+    Subclasses have ``_step_group``, the step of one group of weights.
     """
 
     @torch.no_grad()
@@ -69,9 +70,6 @@ class _AnyLayout(torch.optim.Optimizer):
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
                     state[name] = like(weight, value)
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        raise NotImplementedError
 
     def _scaling(self) -> dict[str, Any]:
         """What a gradient scaler leaves here."""

@@ -117,7 +117,8 @@ def recipe(cfg: Config) -> dict[str, Any]:
         'image size': dataset.get('size'),
         'epochs': cfg.train_cfg.max_epochs,
         'total batch': cfg.total_batch_size,
-        'optimizer': f'{optimizer.type.removeprefix("Fused")}, momentum {optimizer.get("momentum", 0)}'
+        'optimizer': optimizer.type.removeprefix('Fused')
+        + (f', momentum {optimizer.momentum}' if 'momentum' in optimizer else '')
         + (' (Nesterov)' if optimizer.get('nesterov') else ''),
         'learning rate': optimizer.lr,
         'weight decay': optimizer.get('weight_decay', 0),
@@ -218,7 +219,7 @@ def metafile(facts: Facts) -> str:
                 'Name': collection,
                 'Metadata': {
                     'Training Data': data,
-                    'Training Techniques': [facts.recipe['algorithm'], 'SGD with Momentum', 'Weight Decay'],
+                    'Training Techniques': [facts.recipe['algorithm'], _technique(facts), 'Weight Decay'],
                     'Architecture': ['ResNet' if facts.network_args is None else facts.arch],
                 },
                 'Paper': PAPER,
@@ -242,6 +243,11 @@ def metafile(facts: Facts) -> str:
         ],
     }
     return yaml.safe_dump(entry, sort_keys=False, allow_unicode=True)
+
+
+def _technique(facts: Facts) -> str:
+    optimizer = str(facts.recipe.get('optimizer', ''))
+    return 'SGD with Momentum' if optimizer.startswith('SGD, momentum') else optimizer
 
 
 def _is_demo(config: str) -> bool:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sd_pretrain.cli import InputError
+from transfer.timm_network import TimmNetwork
 
 STRIDES = (4, 8, 16, 32)
 # With which a network is tried; not square, and of no network's own size.
@@ -58,7 +59,7 @@ class TimmPyramid(BaseModule):
     ):
         super().__init__()
         plan = plan_pyramid(name, args)
-        self.network = _create(name, plan.args)
+        self.network = TimmNetwork(name, plan.args).build()
         places = sorted(set(plan.places))
         # Without what comes after the last map, which would be trained by nothing.
         self.network.prune_intermediate_layers(places, prune_norm=True, prune_head=True)
@@ -157,7 +158,7 @@ def plan_pyramid(name: str, args: dict[str, Any] | None = None) -> PyramidPlan:
 def _map_sizes(name: str, args: dict[str, Any], scale: float) -> list[tuple[int, int, int]]:
     """Channels, height and width of all its intermediate maps of an image."""
     with torch.device('meta'):
-        network = _create(name, args).eval()
+        network = TimmNetwork(name, args).build().eval()
         images = torch.empty(1, 3, round(_HEIGHT * scale), round(_WIDTH * scale))
         maps = network.forward_intermediates(images, intermediates_only=True, output_fmt='NCHW')
     return [tuple(one.shape[1:]) for one in maps]
@@ -172,12 +173,6 @@ def _levels(strides: Sequence[float]) -> list[int]:
         before, sharing = nearest[:level].count(stride), nearest.count(stride)
         places.append(there[math.ceil(len(there) * (before + 1) / sharing) - 1])
     return places
-
-
-def _create(name: str, args: dict[str, Any]) -> nn.Module:
-    import timm
-
-    return timm.create_model(name, num_classes=0, **args)
 
 
 def _normalise(features: Tensor) -> Tensor:

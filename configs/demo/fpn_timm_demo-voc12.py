@@ -28,22 +28,12 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-parts = [('SegmentationClass', 'train'), ('SegmentationClassAug', 'aug')]
 train_dataloader = dict(
     batch_size=4,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(
-        datasets=[
-            dict(
-                type='PascalVOCDataset',
-                data_root='data/VOCdevkit/VOC2012',
-                data_prefix=dict(img_path='JPEGImages', seg_map_path=masks),
-                ann_file=f'ImageSets/Segmentation/{split}.txt',
-                pipeline=train_pipeline,
-            )
-            for masks, split in parts
-        ]
+        datasets=[dict(part, pipeline=train_pipeline) for part in _base_.train_dataloader.dataset.datasets]
     ),
 )
 val_dataloader = dict(

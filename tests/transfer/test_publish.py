@@ -169,6 +169,7 @@ def test_the_recipe_names_the_algorithm(config, algorithm, more):
 def test_the_metafile(published):
     index = yaml.safe_load(published.metafile.read_text())
     (collection,), (model,) = index['Collections'], index['Models']
+    assert 'SGD with Momentum' in collection['Metadata']['Training Techniques']
     assert model['In Collection'] == collection['Name']
     assert (published.metafile.parent / model['Weights']).is_file()
     assert (REPO / model['Config']).is_file()
@@ -208,6 +209,7 @@ def test_another_network_is_published_for_timm(tmp_path, monkeypatch):
     """With the arguments that it was built with, and what was fine-tuned from its very checkpoint."""
     cfg = Config.fromfile(REPO / 'configs/demo/sd_r18_demo.py')
     cfg.model.network, cfg.model.network_args = 'test_vit', {'img_size': 48, 'init_values': 0.1}
+    cfg.optim_wrapper.optimizer = {'type': 'FusedAdamW', 'lr': 1e-3, 'weight_decay': 0.05}
     work_dir = tmp_path / 'sd_vit'
     work_dir.mkdir()
     cfg.dump(work_dir / 'sd_vit.py')
@@ -232,8 +234,13 @@ def test_another_network_is_published_for_timm(tmp_path, monkeypatch):
     assert ('PASCAL VOC 2012', 'mIoU', 60.0) in {
         (one.dataset_name, one.metric_name, one.metric_value) for one in card.data.eval_results
     }
-    assert yaml.safe_load(published.metafile.read_text())['Collections'][0]['Metadata']['Architecture'] == [
-        'test_vit'
+    assert '| optimizer | AdamW |' in card.text
+    (collection,) = yaml.safe_load(published.metafile.read_text())['Collections']
+    assert collection['Metadata']['Architecture'] == ['test_vit']
+    assert collection['Metadata']['Training Techniques'] == [
+        'SD (Snapshot Distillation)',
+        'AdamW',
+        'Weight Decay',
     ]
     code = card.text.split('```python\n')[1].split('```')[0].replace('timm.create', 'network = timm.create')
     monkeypatch.chdir(published.card.parent)

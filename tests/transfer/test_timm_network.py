@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants
 from probe_common import TINY
 from safetensors.torch import save_file
+from timm_common import save
 
 from sd_pretrain.cli import InputError, set_data_root
 from transfer import runner
@@ -23,15 +24,6 @@ from transfer.timm_network import TimmNetwork, recorded_network
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/svm-knn_timm-frozen_demo-voc07.py'
-
-
-def save(path, name='test_convnext', **args):
-    """As a snapshot of a pretraining; returns the network."""
-    torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=10, **args)
-    weights = {f'network.{key}': value for key, value in network.state_dict().items()}
-    torch.save({'meta': {'schema': 1, 'arch': name, 'network_args': args}, 'state_dict': weights}, path)
-    return network.eval()
 
 
 @pytest.fixture(scope='module')

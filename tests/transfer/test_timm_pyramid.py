@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from safetensors.torch import save_file
+from timm_common import save
 from torch import nn
 from torch.nn.functional import interpolate
 
@@ -28,15 +29,6 @@ DET = 'configs/demo/faster-rcnn_timm-fpn_demo-voc07.py'
 SEG = 'configs/demo/fpn_timm_demo-voc12.py'
 DYNAMIC = {'dynamic_img_size': True}
 QUICK = ['total_batch_size=2', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
-
-
-def save(path, name='test_convnext', **args):
-    """As a snapshot of a pretraining; returns the network."""
-    torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=10, **args)
-    weights = {f'network.{key}': value for key, value in network.state_dict().items()}
-    torch.save({'meta': {'schema': 1, 'arch': name, 'network_args': args}, 'state_dict': weights}, path)
-    return network.eval()
 
 
 @pytest.fixture
