@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +20,8 @@ def derive_seed(*parts: int) -> int:
 class EpochSeeded(Dataset):
     """A dataset whose sample is a function of (seed, epoch, index): the same in any worker, of any number.
 
-    It holds for torch's CPU generator and for samples that a ``DataLoader`` asks for; without
-    :meth:`set_epoch` the caller's generator is used.
+    It holds for what is drawn from the CPU generators of Python, NumPy and torch, and for samples that a
+    ``DataLoader`` asks for; without :meth:`set_epoch` the caller's generators are used.
     """
 
     _state: torch.Tensor | None = None
@@ -35,9 +38,46 @@ class EpochSeeded(Dataset):
             return [self[index] for index in indices]
         seed, epoch = self._state.tolist()
         samples = []
-        with torch.random.fork_rng(devices=[]):
+        with _generators_as_before():
             for index in indices:
                 # torch.manual_seed would seed the devices' generators as well.
-                torch.default_generator.manual_seed(derive_seed(seed, epoch, int(index)))
+                seed_generators(derive_seed(seed, epoch, int(index)), torch.default_generator.manual_seed)
                 samples.append(self[index])
         return samples
+
+
+class _Seeded(EpochSeeded):
+    def __init__(self, dataset: Any):
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[index]
+
+
+def seed_samples(dataset: Any) -> None:
+    """Make any dataset, such as one of mmdet or mmseg, do as an :class:`EpochSeeded` one, in place.
+
+    One that makes batches itself is left as it is.
+    """
+    if not hasattr(dataset, '__getitems__'):
+        seeded = _Seeded(dataset)
+        dataset.set_epoch, dataset.__getitems__ = seeded.set_epoch, seeded.__getitems__
+
+
+def seed_generators(seed: int, seed_torch: Callable[[int], Any] = torch.manual_seed) -> None:
+    """Seed the generators of Python, NumPy and torch, by default those of its devices, too."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    seed_torch(seed)
+
+
+@contextmanager
+def _generators_as_before() -> Iterator[None]:
+    """Give the CPU generators back as they were."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -5,18 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from sd_pretrain.chance import derive_seed
+from sd_pretrain.chance import derive_seed, seed_generators, seed_samples
 from sd_pretrain.cli import InputError
 from sd_pretrain.launch import unwrap
 from sd_pretrain.losses import sd_loss
@@ -35,17 +32,47 @@ _LATER = (
 _FORK = 'fork'
 
 
-class ExactResumeHook(Hook):
+class EpochSeedHook(Hook):
     """Seed all generators by (seed, epoch, rank) as each epoch begins, so that no state has to be saved.
 
-    A run resumed from an ``epoch_N.pth`` therefore equals the unbroken one, bit for bit on a CPU.
-
-    Args:
-        settings: :func:`run_settings` of the run, kept in the ``meta`` of every checkpoint.
+    Samples depend on (seed, epoch, index), whichever worker makes them. A run resumed from an
+    ``epoch_N.pth`` therefore equals the unbroken one, bit for bit on a CPU.
     """
 
     # Before any other hook can draw.
     priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Have the samples drawn by epoch."""
+        seed_samples(runner.train_dataloader.dataset)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed this process, the dataset and the preprocessor."""
+        self._seed_process(runner)
+        # Both are optional: other datasets and preprocessors may do without.
+        dataset = runner.train_dataloader.dataset
+        if hasattr(dataset, 'set_epoch'):
+            dataset.set_epoch(runner.seed, runner.epoch)
+        preprocessor = unwrap(runner.model).data_preprocessor
+        if hasattr(preprocessor, 'set_seed'):
+            preprocessor.set_seed(derive_seed(runner.seed, runner.epoch, get_rank(), 1))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Seed this process again: a loader draws where it starts its workers, which is not in each epoch."""
+        if batch_idx == 0:
+            self._seed_process(runner)
+
+    @staticmethod
+    def _seed_process(runner: Runner) -> None:
+        seed_generators(derive_seed(runner.seed, runner.epoch, get_rank()))
+
+
+class ExactResumeHook(EpochSeedHook):
+    """The same for pretraining, whose checkpoints hold the settings that a resumed run must share.
+
+    Args:
+        settings: :func:`run_settings` of the run, kept in the ``meta`` of every checkpoint.
+    """
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = settings
@@ -70,6 +97,7 @@ class ExactResumeHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Say it where a resumed run would not equal the unbroken one."""
+        super().before_train(runner)
         counts = self.settings.get('optim_wrapper.accumulative_counts', 1)
         length = len(runner.train_dataloader)
         if length % counts:
@@ -79,32 +107,9 @@ class ExactResumeHook(Hook):
                 'does not equal one that is stopped and resumed'
             )
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Seed this process, the dataset and the preprocessor."""
-        self._seed_process(runner)
-        # Both are optional: other datasets and preprocessors may do without.
-        dataset = runner.train_dataloader.dataset
-        if hasattr(dataset, 'set_epoch'):
-            dataset.set_epoch(runner.seed, runner.epoch)
-        model = unwrap(runner.model)
-        if hasattr(model.data_preprocessor, 'set_seed'):
-            model.data_preprocessor.set_seed(derive_seed(runner.seed, runner.epoch, get_rank(), 1))
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        """Seed this process again: a loader draws where it starts its workers, which is not in each epoch."""
-        if batch_idx == 0:
-            self._seed_process(runner)
-
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the settings."""
         checkpoint['meta'][SETTINGS_KEY] = self.settings
-
-    @staticmethod
-    def _seed_process(runner: Runner) -> None:
-        seed = derive_seed(runner.seed, runner.epoch, get_rank())
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
 
 
 def run_settings(cfg: Config, processes: int) -> dict[str, Any]:

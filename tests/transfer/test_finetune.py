@@ -111,9 +111,9 @@ def test_wrong_backbones_are_refused(backbone, tmp_path):
         read_backbone(other)
 
 
-def arguments(config, backbone, work_dir, data_root, *more):
+def arguments(config, backbone, work_dir, data_root, *more, options=()):
     paths = ['--backbone', str(backbone), '--work-dir', str(work_dir), '--data-root', str(data_root)]
-    return finetune.parse_args([config, *paths, *more, '--cfg-options', *TINY])
+    return finetune.parse_args([config, *paths, *more, '--cfg-options', *TINY, *options])
 
 
 def assert_stored_predictions_give(metrics, work_dir, task):
@@ -181,12 +181,34 @@ def test_detection_is_broken_off_and_goes_on(backbone, data_root, tmp_path, monk
     assert epochs == [0, 1, 1], 'a finished run is not run again'
 
 
+def break_off(self, runner):
+    if runner.epoch == 1:
+        raise KeyboardInterrupt
+
+
+def assert_equal_networks(one, other):
+    weights = [torch.load(work / 'epoch_2.pth', weights_only=False)['state_dict'] for work in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    assert [key for key in weights[0] if not torch.equal(weights[0][key], weights[1][key])] == []
+
+
+@pytest.mark.parametrize('config, workers', [(DET, 0), (DET, 2), (SEG, 2)], ids=['det', 'det 2', 'seg 2'])
+def test_a_run_that_goes_on_equals_the_unbroken_one(data_root, tmp_path, monkeypatch, config, workers):
+    """And the images are drawn by seed, epoch and image alone, whatever loads them."""
+    unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
+    finetune.finetune(arguments(config, 'none', unbroken, data_root))
+    loader = [f'train_dataloader.num_workers={workers}', f'train_dataloader.persistent_workers={workers > 0}']
+    args = arguments(config, 'none', broken, data_root, '--resume', options=loader)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune._ResultHook, 'before_train_epoch', break_off)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.finetune(args)
+    finetune.finetune(args)
+    assert_equal_networks(unbroken, broken)
+
+
 def test_a_run_of_another_memory_format_goes_on_as_it_was(data_root, tmp_path, monkeypatch):
     """A checkpoint from a GPU has its momentum channels-last; PyTorch's fused SGD would mix it up."""
-
-    def break_off(self, runner):
-        if runner.epoch == 1:
-            raise KeyboardInterrupt
 
     works = [tmp_path / 'cpu', tmp_path / 'gpu']
     with monkeypatch.context() as patch:
@@ -205,9 +227,7 @@ def test_a_run_of_another_memory_format_goes_on_as_it_was(data_root, tmp_path, m
     torch.save(checkpoint, works[1] / 'epoch_1.pth')
     for work_dir in works:
         finetune.finetune(arguments(DET, 'none', work_dir, data_root, '--resume'))
-    found = [torch.load(one / 'epoch_2.pth', weights_only=False) for one in works]
-    for key, weight in found[0]['state_dict'].items():
-        assert torch.equal(weight, found[1]['state_dict'][key]), key
+    assert_equal_networks(*works)
 
 
 def test_segmentation_from_random_weights(data_root, tmp_path):
