@@ -71,12 +71,7 @@ def adopt(cfg: Config, processes: int = 1) -> None:
     types, (needed, *_) = _types(cfg.val_evaluator), _types(TASKS[task].evaluator)
     if needed not in types:
         raise InputError(f'{name} measures with {", ".join(map(str, types))}: {needed} is needed')
-    images = cfg.model.get('data_preprocessor') or {}
-    if images.get('mean') and not images.get('bgr_to_rgb'):
-        raise InputError(
-            f"the data_preprocessor of {name} leaves images in BGR, and the checkpoint's network knows RGB: "
-            'set model.data_preprocessor.bgr_to_rgb=True, and the mean and std that go with it'
-        )
+    _check_images(cfg)
     _check_data(cfg)
     _check_hooks(cfg, task)
     if task == 'det':
@@ -120,6 +115,33 @@ def _with_inner(datasets: Iterable[dict]) -> Iterator[dict]:
     for one in datasets:
         yield one
         yield from _with_inner(_inner(one))
+
+
+def _check_images(cfg: Config) -> None:
+    """Refuse images in BGR, and such as nothing normalises."""
+    name, images = Path(cfg.filename).name, cfg.model.get('data_preprocessor') or {}
+    steps = [
+        step
+        for one in open_datasets([cfg.train_dataloader.dataset])
+        for step in one.get('pipeline') or []
+        if 'Normalize' in str(step.get('type'))
+    ]
+    if images.get('mean'):
+        rgb, where = images.get('bgr_to_rgb'), 'model.data_preprocessor.bgr_to_rgb=True'
+    elif steps:
+        rgb, where = steps[0].get('to_rgb', True), 'to_rgb=True in its Normalize'
+    elif 'TimmPyramid' in str(cfg.model.backbone.get('type')):
+        return  # brings the values of its pretraining
+    else:
+        raise InputError(
+            f"{name} does not normalise its images, and the checkpoint's network knows them so: set mean, "
+            'std and bgr_to_rgb=True of model.data_preprocessor, as the configs here do'
+        )
+    if not rgb:
+        raise InputError(
+            f"{name} leaves images in BGR, and the checkpoint's network knows RGB: set {where}, and the mean "
+            'and std that go with it'
+        )
 
 
 def _check_data(cfg: Config) -> None:

@@ -64,7 +64,18 @@ def backbone(tmp_path_factory):
             "model = dict(backbone=dict(norm_cfg=dict(type='BN', eps=1e-3)))",
             r'has norm_cfg\.eps=0\.001, which',
         ),
-        ('model = dict(data_preprocessor=dict(bgr_to_rgb=False))', 'leaves images in BGR'),
+        (
+            'model = dict(data_preprocessor=dict(bgr_to_rgb=False))',
+            r'leaves images in BGR, .*: set model\.data_preprocessor\.bgr_to_rgb=True',
+        ),
+        ('model = dict(data_preprocessor=dict(mean=None, std=None))', 'does not normalise its images'),
+        (
+            'model = dict(data_preprocessor=dict(mean=None, std=None))\n'
+            "normalize = dict(type='Normalize', mean=[0, 0, 0], std=[1, 1, 1], to_rgb=False)\n"
+            "trainval = dict(ann_file='VOC2007/ImageSets/Main/trainval.txt', pipeline=[normalize])\n"
+            'train_dataloader = dict(dataset=dict(dataset=dict(datasets=[trainval])))',
+            'leaves images in BGR, .*: set to_rgb=True in its Normalize',
+        ),
         (
             'model = dict(bbox_head=dict(num_classes=80))',
             r'has 80 classes, and the data has 20: set model\.bbox_head\.num_classes=20',
