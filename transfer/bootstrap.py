@@ -101,14 +101,14 @@ def resampled_iou(run: Overlaps, counts: np.ndarray) -> np.ndarray:
     return np.divide(intersect, union, out=np.full_like(union, np.nan), where=union > 0)
 
 
-def image_error(
+def image_errors(
     ours: np.ndarray, baseline: np.ndarray, paired: bool = False, images: float = np.inf
-) -> float:
-    """Standard error of the difference of two means over seeds that comes from the choice of test images.
+) -> tuple[float, float]:
+    """Standard errors of the difference of two means over seeds that come from the choice of test images.
 
     What is one run's luck with single images varies from run to run, so that the spread over seeds has it
-    already; with several runs it is taken out here (as a variance component, at least 0). A single run shows
-    it nowhere else, so there it stays in.
+    already; with several runs it is taken apart here (as a variance component). A single run shows it nowhere
+    else, so there it stays with the rest.
 
     Args:
         ours: for each run the metric in every resample: ``(runs, R)``.
@@ -116,16 +116,20 @@ def image_error(
         paired: whether the runs belong together in this order.
         images: number of test images that have what the metric is about, at least 2: the variance among that
             many, which resamples show, is too small by one of them.
+
+    Returns:
+        What all runs share, and their luck; squared they add up to the variance over the resamples.
     """
     ours, baseline = np.asarray(ours), np.asarray(baseline)
     whole = np.var(ours.mean(0) - baseline.mean(0), ddof=1) / (1 - 1 / images)
     if min(len(ours), len(baseline)) < 2:
-        return float(np.sqrt(whole))
+        return float(np.sqrt(whole)), 0.0
     parts = [ours - baseline] if paired else [ours, baseline]
     luck = sum(
         np.var(part - part.mean(0), axis=1, ddof=1).sum() / (len(part) - 1) / len(part) for part in parts
     )
-    return float(np.sqrt(max(0.0, whole - luck / (1 - 1 / images))))
+    luck = min(whole, luck / (1 - 1 / images))
+    return float(np.sqrt(whole - luck)), float(np.sqrt(luck))
 
 
 def _between(image: np.ndarray, hit: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from transfer.bootstrap import Overlaps, draw, image_error, resampled_iou
+from transfer.bootstrap import Overlaps, draw, image_errors, resampled_iou
 from transfer.statistics import Interval, power, seed_difference
 
 # Standard deviations, in the unit of the metric: about those of VOC runs, which scatter by 0.5 points.
@@ -72,12 +72,13 @@ def simulate(
             values.append(dict(enumerate(quality.mean(1))))
             resampled.append([_resampled(row, counts) for row in quality])
         seeds = seed_difference(values[1], values[0])
-        error = image_error(resampled[1], resampled[0], seeds.paired, images)
-        interval = replace(seeds, image_error=error, images=images)
+        shared, lucky = image_errors(resampled[1], resampled[0], seeds.paired, images)
+        interval = replace(seeds, image_error=shared, luck=lucky, images=images)
         found += not interval.low <= 0 <= interval.high
         covered += interval.low <= true <= interval.high
-    scatter = math.sqrt(2 * (RUN**2 + RUN_IMAGE**2 / images) / runs)
-    known = Interval(true, scatter, runs - 1, (runs, runs), paired=True, images=images)
+    luck = RUN_IMAGE * math.sqrt(2 / images / runs)
+    scatter = math.hypot(RUN * math.sqrt(2 / runs), luck)
+    known = Interval(true, scatter, runs - 1, (runs, runs), paired=True, luck=luck, images=images)
     due = power(true, known, runs, backbone * math.sqrt(2 / images)) if true else 1 - known.level
     return Rates(runs, true, found / trials, covered / trials, due, trials)
 

@@ -12,7 +12,7 @@ from sd_pretrain.cli import InputError
 from transfer.bootstrap import (
     RESAMPLES,
     draw,
-    image_error,
+    image_errors,
     resampled_ap,
     resampled_iou,
 )
@@ -64,7 +64,7 @@ class Comparison:
             'level': LEVEL,
             'runs': None if interval is None else list(interval.runs),
             'over_seeds': interval is not None and interval.error > 0,
-            'over_images': interval is not None and interval.image_error > 0,
+            'over_images': interval is not None and max(interval.image_error, interval.luck) > 0,
             'verdict': self.verdict.kind,
             'text': self.verdict.text,
         }
@@ -180,12 +180,12 @@ def _interval(
     if images < 2:
         return None
     paired = seeds is not None and seeds.paired
-    error = image_error(*(one.values for one in resampled), paired, images)
+    error, luck = image_errors(*(one.values for one in resampled), paired, images)
     value = float(np.mean(list(ours.values())) - np.mean(list(theirs.values())))
-    if value and not scatter and error < _ROUNDING:
+    if value and not scatter and max(error, luck) < _ROUNDING:
         return None  # the same in every resample
     interval = seeds or Interval(value, 0.0, np.inf, (len(ours), len(theirs)))
-    return replace(interval, image_error=error, images=images)
+    return replace(interval, image_error=error, luck=luck, images=images)
 
 
 def _comparison(row: Row, base: Row, metric: str, images: _ImageSample) -> Comparison:

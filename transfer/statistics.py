@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -34,7 +34,9 @@ class Interval:
         runs: number of runs of the backbone and of the baseline.
         paired: whether the runs were compared seed by seed.
         image_error: its standard error over the test images; 0 if they are taken as given.
-        images: number of test images that ``image_error`` is found from, at least 2.
+        luck: the part of ``error`` that is these runs' luck with single test images, as resamples of the
+            images show it; 0 if they do not.
+        images: number of test images that ``image_error`` and ``luck`` are found from, at least 2.
         level: confidence level.
     """
 
@@ -44,6 +46,7 @@ class Interval:
     runs: tuple[int, int]
     paired: bool = False
     image_error: float = 0.0
+    luck: float = 0.0
     images: float = math.inf
     level: float = LEVEL
 
@@ -66,9 +69,9 @@ class Interval:
     def p(self) -> float:
         """Two-sided p-value of no difference: the level at which the interval would just reach 0."""
         size = abs(self.value)
-        if size == 0 or self.error == self.image_error == 0:
+        if size == 0 or self.error == self.image_error == self.luck == 0:
             return float(size == 0)
-        if self.image_error == 0:
+        if self.image_error == self.luck == 0:
             return float(2 * stats.t.sf(size / self.error, self.df))
         # In its logarithm, so that small ones are found as well.
         excess = lambda log_p: self._reach(1 - 10.0**log_p) - size  # noqa: E731
@@ -78,10 +81,19 @@ class Interval:
         """Half of the width at a level: t intervals over seeds and over images, added in squares.
 
         With few runs a t distribution of Satterthwaite's degrees of freedom for the sum of both would make it
-        too short: in ``tools/calibrate.py`` 92% instead of 95% with three runs each.
+        too short: in ``tools/calibrate.py`` 92% instead of 95% with three runs each. And few runs may agree
+        by chance better than their luck with the images lets them: it is never less than what the images
+        leave open, that luck among it.
         """
-        seeds, images = stats.t.ppf((1 + level) / 2, [self.df, self.images - 1])
-        return math.hypot(seeds * self.error, images * self.image_error)
+        return float(_reach(level, self.df, self.images, self.error, self.image_error, self.luck))
+
+
+def _reach(
+    level: float, df: float, images: float, error: np.ndarray | float, image_error: float, luck: float
+) -> np.ndarray | float:
+    over_seeds, over_images = stats.t.ppf((1 + level) / 2, [df, images - 1])
+    both = np.hypot(over_seeds * error, over_images * image_error)
+    return np.maximum(both, over_images * math.hypot(image_error, luck))
 
 
 def seed_difference(runs: Mapping[Hashable, float], baseline: Mapping[Hashable, float]) -> Interval | None:
@@ -115,20 +127,20 @@ def power(difference: float, seeds: Interval, runs: int, image_error: float = 0.
 
     Args:
         difference: the true difference, in the unit of the metric.
-        seeds: a :func:`seed_difference`, for the scatter of the runs and the number of ``images``.
+        seeds: a :func:`seed_difference`, for the scatter and ``luck`` of the runs and the ``images``.
         runs: number of runs each, at least 2.
         image_error: standard error over the test images, which no number of runs makes smaller.
     """
     # Of the difference of one run each; for Welch exact if both have equally many runs.
-    error = seeds.error * math.sqrt(_effective(seeds.runs) / runs)
+    fewer = math.sqrt(_effective(seeds.runs) / runs)
+    error = max(seeds.error, seeds.luck) * fewer
     whole = math.hypot(error, image_error)
     if whole == 0:
         return float(difference != 0)
     # The test goes by the scatter that it finds: the mean over what that may be.
     df = (1 if seeds.paired else 2) * (runs - 1)
     found = np.sqrt(stats.chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, df) / df) * error
-    over_seeds, over_images = stats.t.ppf((1 + seeds.level) / 2, [df, seeds.images - 1])
-    reach = np.hypot(over_seeds * found, over_images * image_error)
+    reach = _reach(seeds.level, df, seeds.images, found, image_error, seeds.luck * fewer)
     size = abs(difference)
     return float((stats.norm.sf((reach - size) / whole) + stats.norm.cdf((-reach - size) / whole)).mean())
 
@@ -232,7 +244,7 @@ def verdict(
         else:
             each = words[0] if words[0] == words[1] else 'runs'
             text += f'; about {needed} {each} each would resolve a true {value}'
-            few = runs_needed(interval.value, interval)
+            few = runs_needed(interval.value, replace(interval, luck=0.0))
             if few is not None and needed > 2 * few:
                 text += f', with many more test images about {few}'
     return Verdict(kind, text)

@@ -38,7 +38,9 @@ PAPER_NOTE = (
 _ONE_RUN = '± ?: one run each: how much runs scatter is not known'
 _SOME_SINGLE = '± ?: a single run on one side or both: how much runs scatter is not known'
 _NO_SCATTER = '± -: the same in every run; what is left to chance are the test images'
-_SEVERAL = '± after a mean: standard deviation over the seeds; after a difference: its standard error'
+_SEVERAL = (
+    '± after a mean: standard deviation over the seeds; after a difference: its standard error, unpaired'
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transfer.bootstrap import (  # noqa: E402
     Detections,
     Overlaps,
     draw,
-    image_error,
+    image_errors,
     resampled_ap,
     resampled_iou,
 )
@@ -82,17 +82,20 @@ def test_every_resample_draws_as_many_images_as_there_are():
 
 def test_error_over_images_is_that_of_the_difference_of_the_means():
     hard = np.random.default_rng(0).normal(0, 1, 400)
-    assert image_error([hard + 1], [hard]) == pytest.approx(0, abs=1e-12), 'what is hard for both cancels'
-    assert image_error([hard], [-hard]) == pytest.approx(2 * hard.std(ddof=1))
+    none = image_errors([hard + 1], [hard])
+    assert none == pytest.approx((0, 0), abs=1e-12), 'what is hard for both cancels'
+    assert image_errors([hard], [-hard]) == pytest.approx((2 * hard.std(ddof=1), 0))
 
 
 @pytest.mark.parametrize('paired', [False, True])
-def test_what_is_single_runs_luck_with_images_is_left_to_the_spread_over_seeds(paired):
+def test_what_is_single_runs_luck_with_images_is_told_from_what_they_share(paired):
     rng = np.random.default_rng(0)
     shared = rng.normal(0, 1, 20_000)
     luck = rng.normal(0, 2, (8, 20_000))
     ours, theirs = shared + luck[:4], luck[4:]
-    assert image_error(ours, theirs, paired) == pytest.approx(1, abs=0.1)
-    assert image_error(luck[:4], theirs, paired) < 0.5
+    assert image_errors(ours, theirs, paired) == pytest.approx((1, np.sqrt(8 / 4)), abs=0.1)
+    common, lucky = image_errors(luck[:4], theirs, paired)
+    assert common < 0.5 and lucky == pytest.approx(np.sqrt(8 / 4), abs=0.1)
     whole = np.sqrt(1 + 8 / 1)
-    assert image_error(ours[:1], theirs[:1], paired) == pytest.approx(whole, rel=0.05), 'one run keeps it'
+    alone = image_errors(ours[:1], theirs[:1], paired)
+    assert alone == (pytest.approx(whole, rel=0.05), 0), 'one run keeps it'

@@ -47,10 +47,23 @@ def test_images_widen_the_interval_by_their_own():
     assert images.p == pytest.approx(2 * stats.norm.sf(1.5))
 
 
-@pytest.mark.parametrize('image_error', [0.0, 0.004, 0.02])
-def test_p_is_below_5_percent_where_the_interval_excludes_zero(image_error):
+def test_runs_that_agree_by_chance_are_no_surer_than_the_images_let_them_be():
+    seeds = replace(seed_difference(runs(0.742, 0.75, 0.744), runs(0.70, 0.709, 0.703)), images=50)
+    lucky = replace(seeds, image_error=0.003, luck=0.02)
+    assert lucky.reach == pytest.approx(stats.t.ppf(0.975, 49) * math.hypot(0.003, 0.02))
+    usual = replace(lucky, luck=0.5 * seeds.error)
+    assert usual.reach == replace(usual, luck=0.0).reach, (
+        'where they scatter as they should it changes nothing'
+    )
+    assert runs_needed(0.02, lucky) > 10 > runs_needed(0.02, usual) == runs_needed(0.02, seeds) == 2
+
+
+@pytest.mark.parametrize(
+    'image_error, luck', [(0.0, 0.0), (0.004, 0.0), (0.02, 0.0), (0.0, 0.02), (0.004, 0.01)]
+)
+def test_p_is_below_5_percent_where_the_interval_excludes_zero(image_error, luck):
     for value in (0.001, 0.01, 0.03, 0.2):
-        one = Interval(value, 0.005, 4, (5, 5), True, image_error)
+        one = Interval(value, 0.005, 4, (5, 5), True, image_error, luck)
         assert (one.p < 0.05) == (one.low > 0)
         just = replace(one, level=1 - one.p)
         assert just.low == pytest.approx(0, abs=1e-6)
