@@ -2,14 +2,18 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import ConcatDataset, DataLoader
 
+from sd_pretrain.chance import seed_samples
 from sd_pretrain.curves import read_curves
 from sd_pretrain.imagenet import ImageNetFolder
 from sd_pretrain.snapshot_hook import TEACHER_KEY
@@ -112,6 +116,40 @@ def test_each_epoch_crops_anew(image_folder, epoch, same):
     dataset.set_epoch(7, epoch)
     assert torch.equal(dataset.__getitems__([5])[0]['inputs'], first) == same
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Drawing:
+    """Samples of all three generators that a pipeline may draw from."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+
+def own_generators():
+    """Of torch's, a loader draws itself."""
+    return random.getstate(), np.random.get_state()[1].tolist()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_any_dataset_draws_by_seed_epoch_and_sample_alone(workers):
+    dataset = ConcatDataset([Drawing(), Drawing()])
+    seed_samples(dataset)
+    loader = DataLoader(
+        dataset, batch_size=3, collate_fn=list, num_workers=workers, persistent_workers=workers > 0
+    )
+    before, epochs = own_generators(), []
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(7, epoch)
+        epochs.append([sample for batch in loader for sample in batch])
+    assert own_generators() == before
+    assert epochs[0] == epochs[2]
+    for drawn in zip(*epochs[0], *epochs[1], strict=True):
+        assert len(set(drawn)) == 16, 'each sample of each epoch has numbers of its own'
+    for index in (6, 1):
+        assert dataset.__getitems__([index]) == [epochs[0][index]]
 
 
 def test_a_fork_of_the_first_mini_generation_equals_a_run_of_its_own(
