@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sd_pretrain.checkpoint import check_fits, read_checkpoint
 from sd_pretrain.curves import read_curves
+from sd_pretrain.memory import keep_freed_memory
 from sd_pretrain.prepare import fit_machine, mini_generations
 from sd_pretrain.run_record import check_snapshots
 from sd_pretrain.train import readable_worker_errors
@@ -39,6 +40,7 @@ def snapshot_logits(cfg: Config, checkpoints: Sequence[str | Path]) -> tuple[lis
     Raises:
         InputError: a checkpoint is missing, damaged, or of another network; an image cannot be read.
     """
+    keep_freed_memory()
     fit_machine(cfg, 1)
     loader = Runner.build_dataloader(cfg.test_dataloader)
     with DefaultScope.overwrite_default_scope('mmengine'):

@@ -162,6 +162,7 @@ def test(
     Raises:
         InputError: anything the user can mend.
     """
+    keep_freed_memory()
     processes = world_size(launcher)
     cfg = load_config(config, data_root, work_dir, options)
     cfg.work_dir = str(work_dir or Path(cfg.work_dir) / 'test')

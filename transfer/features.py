@@ -43,11 +43,12 @@ class FrozenBackbone(nn.Module):
         self.backbone = backbone
         self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.eval().requires_grad_(False)
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute ``(N, D)`` features of unit length from uint8 ``(N, 3, H, W)`` RGB."""
-        features = self.backbone((images.float() - self.mean) / self.std)
+        images = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        features = self.backbone(images)
         return nn.functional.normalize(features, dim=1)
 
 

@@ -20,6 +20,7 @@ from mmengine.config import Config
 
 from sd_pretrain.cli import InputError, run_main, set_data_root
 from sd_pretrain.launch import is_main_process
+from sd_pretrain.memory import keep_freed_memory
 from sd_pretrain.work_dir import write_json
 from transfer.backbone import Backbone, put_into, read_backbone
 from transfer.features import build_backbone, extract, feature_key, kept, read_labels
@@ -47,6 +48,7 @@ def probe(args: Namespace) -> dict[str, Any] | None:
     """
     if not is_main_process(args.launcher):
         return None
+    keep_freed_memory()
     cfg = load_config(args.config, args.cfg_options, args.amp)
     missing = [name for name in _SETTINGS if name not in cfg]
     if cfg.task != 'probe' or missing:
