@@ -49,13 +49,7 @@ def probe(args: Namespace) -> dict[str, Any] | None:
     if not is_main_process(args.launcher):
         return None
     keep_freed_memory()
-    cfg = load_config(args.config, args.cfg_options, args.amp)
-    missing = [name for name in _SETTINGS if name not in cfg]
-    if cfg.task != 'probe' or missing:
-        lacks = f' (no {", ".join(missing)})' if missing else ''
-        raise InputError(f'{args.config} is no config of a probe{lacks}: take one of configs/probe')
-    if args.data_root:
-        set_data_root(cfg, args.data_root)
+    cfg = _config(args)
     backbone = read_backbone(args.backbone)
     run, finished = open_run(args, cfg, backbone)
     if finished is not None:
@@ -70,6 +64,26 @@ def probe(args: Namespace) -> dict[str, Any] | None:
     save_predictions(args.work_dir, scores, names)
     write_json(args.work_dir / 'result.json', result)
     return result
+
+
+def _config(args: Namespace) -> Config:
+    cfg = load_config(args.config, args.cfg_options, args.amp)
+    missing = [name for name in _SETTINGS if name not in cfg]
+    if cfg.task != 'probe' or missing:
+        lacks = f' (no {", ".join(missing)})' if missing else ''
+        raise InputError(f'{args.config} is no config of a probe{lacks}: take one of configs/probe')
+    if args.data_root:
+        set_data_root(cfg, args.data_root)
+    return cfg
+
+
+def check_run(argv: list[str]) -> None:
+    """Check what a command line of this module would find wrong with its config and images.
+
+    Raises:
+        InputError: the config is none of a probe, or the data does not suffice for it.
+    """
+    check_enough(_config(parse_args(argv)))
 
 
 def check_enough(cfg: Config) -> None:

@@ -263,6 +263,10 @@ def run_transfer(
     before = collect(options.work_dir) if options.work_dir.is_dir() else []
     require_comparable([*before, *(run.identity for run in runs)])
     waiting = [run for run in runs if run.state != 'all']
+    if task == 'probe' and waiting:
+        from transfer.probe import check_run
+
+        check_run(waiting[0].arguments)  # they all fit on the same images, by the same settings
     for run in runs:
         if run.state == 'all':
             print(f'{run.work_dir}: finished before', flush=True)

@@ -208,6 +208,18 @@ def test_what_cannot_be_probed_is_said_before_anything_is_computed(
     assert not (tmp_path / 'w').exists()
 
 
+def test_too_few_images_are_said_before_any_run_starts(backbones, data_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, 'start', None)
+    options = runner.Options(
+        work_dir=tmp_path,
+        config=CONFIG,
+        data_root=str(data_root),
+        cfg_options=(*TINY, 'low_shot.shots=[1,4]'),
+    )
+    with pytest.raises(InputError, match=r'2 images show a \w+ and 4 are needed'):
+        runner.run_transfer('probe', 'voc07', {'A': str(backbones['A'])}, options)
+
+
 def test_mixed_precision_and_other_ranks_have_nothing_to_do(backbones, data_root, tmp_path, monkeypatch):
     with pytest.raises(InputError, match='trains no network: run without --amp'):
         run(backbones['A'], tmp_path, data_root, '--amp')
