@@ -97,13 +97,19 @@ def check_enough(cfg: Config) -> None:
     labels = read_labels(root, read_list(path))
     if len(labels) < cfg.knn.k:
         raise InputError(f'{path} names {len(labels)} images, fewer than {cfg.knn.k} neighbours; set knn.k')
-    wanted = max(cfg.svm.folds if len(cfg.svm.costs) > 1 else 1, *cfg.low_shot.shots, 1)
     counts = (labels > 0).sum(0)
     rarest = int(counts.argmin())
-    if counts[rarest] < wanted:
+    there, shots = int(counts[rarest]), list(cfg.low_shot.shots)
+    folds = cfg.svm.folds if len(cfg.svm.costs) > 1 else 1
+    fewer = []
+    if there < max(shots, default=1):
+        fewer.append(f'low_shot.shots={[one for one in shots if one <= there] or [1]}'.replace(' ', ''))
+    if there < folds:
+        fewer.append(f'svm.folds={there}' if there > 1 else 'svm.costs=[1.0]')
+    if there < 1 or fewer:
         raise InputError(
-            f'{path}: {counts[rarest]} images show a {CLASSES[rarest]} and {wanted} are needed; take '
-            'fewer, with --cfg-options low_shot.shots=[1,2] svm.folds=2 (svm.costs=[1.0] goes without folds)'
+            f'{path}: {there} images show a {CLASSES[rarest]} and {max(folds, *shots, 1)} are needed'
+            + (f'; take fewer, with --cfg-options {" ".join(fewer)}' if there else '')
         )
 
 

@@ -192,7 +192,11 @@ def test_finished_runs_stay_and_other_runs_are_refused(done, backbones, data_roo
     [
         (
             [*TINY, 'low_shot.shots=[1,4]'],
-            r'2 images show a \w+ and 4 are needed; take fewer, with --cfg-opt',
+            r'2 images show a \w+ and 4 are needed; take fewer, with --cfg-options low_shot\.shots=\[1\]$',
+        ),
+        (
+            [*TINY, 'low_shot.shots=[1,2,4]', 'svm.folds=3', 'svm.costs=[1.0,2.0]'],
+            r'and 4 are needed; take fewer, with --cfg-options low_shot\.shots=\[1,2\] svm\.folds=2$',
         ),
         ([*TINY, 'knn.k=50'], '20 images, fewer than 50 neighbours'),
         ([*TINY, 'task=det'], 'is no config of a probe'),
