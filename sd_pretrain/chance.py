@@ -57,9 +57,9 @@ class _Seeded(EpochSeeded):
 def seed_samples(dataset: Any) -> None:
     """Make any dataset, such as one of mmdet or mmseg, do as an :class:`EpochSeeded` one, in place.
 
-    One that makes batches itself is left as it is.
+    One that makes batches itself is left as it is, and so is a plain list or range, which draws nothing.
     """
-    if not hasattr(dataset, '__getitems__'):
+    if hasattr(dataset, '__dict__') and not hasattr(dataset, '__getitems__'):
         seeded = _Seeded(dataset)
         dataset.set_epoch, dataset.__getitems__ = seeded.set_epoch, seeded.__getitems__
 
