@@ -3,9 +3,6 @@
 import importlib.util
 from pathlib import Path
 
-import torch
-from torchvision.models import resnet18
-
 from transfer import finetune, runner
 
 
@@ -57,13 +54,6 @@ model = dict(data_preprocessor=dict(size=(48, 48)), backbone=dict(type='ResNet',
 train_cfg = dict(max_iters=3, val_interval=3)
 default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
 """
-
-
-def saved_backbone(folder):
-    """A backbone file of a ResNet-18."""
-    torch.manual_seed(0)
-    torch.save(resnet18().state_dict(), folder / 'r18.pth')
-    return runner.backbone_file('A', str(folder / 'r18.pth'), folder)
 
 
 def written(tmp_path, text, package, config, name='my_config.py'):

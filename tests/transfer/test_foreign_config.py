@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from foreign_common import FCN, RETINANET, run, saved_backbone, written
+from foreign_common import FCN, RETINANET, run, written
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
@@ -20,16 +20,6 @@ from transfer.run_record import load_config
 from transfer.transfer_report import note_transfer
 
 REPO = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def in_repo(monkeypatch):
-    monkeypatch.chdir(REPO)
-
-
-@pytest.fixture(scope='module')
-def backbone(tmp_path_factory):
-    return saved_backbone(tmp_path_factory.mktemp('backbone'))
 
 
 def test_mmdets_retinanet(in_repo, backbone, tiny_voc, tmp_path, capfd):

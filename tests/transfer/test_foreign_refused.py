@@ -1,25 +1,11 @@
 """Stock configs of mmdet and mmseg that cannot be judged, or not here, each with a word to the user."""
 
-from pathlib import Path
-
 import pytest
-from foreign_common import FCN, RETINANET, saved_backbone, written
+from foreign_common import FCN, RETINANET, written
 
 from sd_pretrain.cli import InputError
 from transfer import finetune, runner
 from transfer.run_record import load_config
-
-REPO = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def in_repo(monkeypatch):
-    monkeypatch.chdir(REPO)
-
-
-@pytest.fixture(scope='module')
-def backbone(tmp_path_factory):
-    return saved_backbone(tmp_path_factory.mktemp('backbone'))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Methods: several pretrainings under one name, each fine-tuned with a seed of its own."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,6 @@ from transfer.results import collect, require_comparable
 from transfer.table import format_table, rows
 from transfer.table5_json import build_table5, table5_markdown, table5_rows
 from transfer.tasks import DATASETS
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 def results(name, *values, pretrainings=True):
@@ -53,11 +50,6 @@ def files(tmp_path_factory):
     content = torch.load(folder / 'a0.pth', weights_only=True)
     torch.save(content | {'epoch': 90}, folder / 'again.pth')  # other bytes, the same weights
     return {path.stem: str(path) for path in folder.iterdir()}
-
-
-@pytest.fixture
-def in_repo(monkeypatch):
-    monkeypatch.chdir(REPO)
 
 
 def planned(named, data_root, tmp_path, *seeds):

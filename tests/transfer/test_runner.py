@@ -37,12 +37,6 @@ def files(checkpoints, tmp_path_factory):
     return {name: runner.backbone_file(name, str(path), folder) for name, path in checkpoints.items()}
 
 
-@pytest.fixture
-def in_repo(monkeypatch):
-    monkeypatch.chdir(REPO)
-    monkeypatch.delenv('GPUS', raising=False)
-
-
 def load_tool():
     spec = importlib.util.spec_from_file_location('run_transfer', REPO / 'tools/run_transfer.py')
     tool = importlib.util.module_from_spec(spec)

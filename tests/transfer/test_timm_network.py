@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import timm
@@ -22,18 +21,12 @@ from transfer.run_record import check_work_dir, describe, load_config
 from transfer.tasks import DATASETS
 from transfer.timm_network import TimmNetwork, recorded_network
 
-REPO = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/svm-knn_timm-frozen_demo-voc07.py'
 
 
 @pytest.fixture(scope='module')
 def data_root(tmp_path_factory, write_tiny_voc):
     return write_tiny_voc(tmp_path_factory.mktemp('voc') / 'data', train=20, test=20)
-
-
-@pytest.fixture
-def in_repo(monkeypatch):
-    monkeypatch.chdir(REPO)
 
 
 @pytest.fixture

@@ -31,11 +31,6 @@ DYNAMIC = {'dynamic_img_size': True}
 QUICK = ['total_batch_size=2', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
 
 
-@pytest.fixture
-def in_repo(monkeypatch):
-    monkeypatch.chdir(REPO)
-
-
 @pytest.mark.parametrize(
     ('strides', 'levels'),
     [
