@@ -9,12 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 
 def derive_seed(*parts: int) -> int:
     """A seed of 63 bits from whole numbers that are not negative, such as (seed, epoch, rank)."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Drawn(int):
+    """The index of a sample, which says with which seed the sample is made."""
+
+    seed: int
+
+    @classmethod
+    def seeded(cls, index: int, *parts: int) -> Drawn:
+        """``index`` with the seed that :func:`derive_seed` makes of ``parts``."""
+        drawn = cls(index)
+        drawn.seed = derive_seed(*parts)
+        return drawn
 
 
 class EpochSeeded(Dataset):
@@ -34,14 +47,16 @@ class EpochSeeded(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list:
         """The samples of a batch."""
-        if self._state is None:
-            return [self[index] for index in indices]
-        seed, epoch = self._state.tolist()
+        if not all(isinstance(index, Drawn) for index in indices):
+            if self._state is None:
+                return [self[index] for index in indices]
+            seed, epoch = self._state.tolist()
+            indices = [Drawn.seeded(index, seed, epoch, int(index)) for index in indices]
         samples = []
         with _generators_as_before():
             for index in indices:
                 # torch.manual_seed would seed the devices' generators as well.
-                seed_generators(derive_seed(seed, epoch, int(index)), torch.default_generator.manual_seed)
+                seed_generators(index.seed, torch.default_generator.manual_seed)
                 samples.append(self[index])
         return samples
 
@@ -62,6 +77,37 @@ def seed_samples(dataset: Any) -> None:
     if hasattr(dataset, '__dict__') and not hasattr(dataset, '__getitems__'):
         seeded = _Seeded(dataset)
         dataset.set_epoch, dataset.__getitems__ = seeded.set_epoch, seeded.__getitems__
+
+
+def seed_draws(loader: DataLoader, seed: int, rank: int) -> None:
+    """Have a loader's samples depend on (seed, rank, place) alone, in place: on how many were drawn before.
+
+    That is for runs that count in iterations. Where the sampler is made to skip samples, as mmengine does to
+    go on with such a run, the places of those after them stay what they were. Batches that come from no
+    sampler are left as they are.
+    """
+    sampler = getattr(loader.batch_sampler, 'sampler', None)
+    if sampler is None:
+        return
+    seed_samples(loader.dataset)
+    kind = type(sampler)
+
+    class _Seeding(kind):
+        _passes = _skipped = 0
+
+        def __iter__(self) -> Iterator[Drawn]:
+            self._passes += 1
+            for place, index in enumerate(super().__iter__(), self._skipped):
+                yield Drawn.seeded(index, seed, rank, self._passes, place)
+
+        if hasattr(kind, 'skip'):
+
+            def skip(self, num_samples: int) -> None:
+                super().skip(num_samples)
+                self._skipped = num_samples
+
+    # As it is, to whoever holds it or asks for its type.
+    sampler.__class__ = _Seeding
 
 
 def seed_generators(seed: int, seed_torch: Callable[[int], Any] = torch.manual_seed) -> None:

@@ -13,7 +13,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from sd_pretrain.chance import derive_seed, seed_generators, seed_samples
+from sd_pretrain.chance import derive_seed, seed_draws, seed_generators, seed_samples
 from sd_pretrain.cli import InputError
 from sd_pretrain.launch import unwrap
 from sd_pretrain.losses import sd_loss
@@ -65,6 +65,20 @@ class EpochSeedHook(Hook):
     @staticmethod
     def _seed_process(runner: Runner) -> None:
         seed_generators(derive_seed(runner.seed, runner.epoch, get_rank()))
+
+
+class IterationSeedHook(Hook):
+    """The same for runs that count in iterations: by (seed, iteration, rank), and by place samples."""
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Have the samples drawn by place."""
+        seed_draws(runner.train_dataloader, runner.seed, get_rank())
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Seed this process."""
+        seed_generators(derive_seed(runner.seed, runner.iter, get_rank()))
 
 
 class ExactResumeHook(EpochSeedHook):

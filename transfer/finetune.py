@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 import sd_pretrain.device_log
 import sd_pretrain.optim  # noqa: F401  (both register what transfer.speed and --amp name)
 from sd_pretrain.cli import InputError, Options, run_main, set_data_root, split_total_batch
-from sd_pretrain.exact_resume import EpochSeedHook
+from sd_pretrain.exact_resume import EpochSeedHook, IterationSeedHook
 from sd_pretrain.launch import LAUNCHERS, init_distributed, is_main_process, leave_distributed, world_size
 from sd_pretrain.memory import keep_freed_memory
 from sd_pretrain.work_dir import latest_checkpoint, write_json
@@ -178,8 +178,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
         batch_evaluation(getattr(runner.model, 'module', runner.model), runner._val_dataloader)
     hook = _ResultHook()
     runner.register_hook(hook)
-    if 'max_epochs' in cfg.train_cfg:  # else it counts in iterations, and the sampler knows where it was
-        runner.register_hook(EpochSeedHook())
+    runner.register_hook(EpochSeedHook() if 'max_epochs' in cfg.train_cfg else IterationSeedHook())
     with _readable_image_errors():
         runner.train()
         metrics = hook.metrics if hook.metrics is not None else runner.val_loop.run()

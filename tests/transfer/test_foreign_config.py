@@ -70,6 +70,53 @@ def test_mmsegs_fcn_counts_in_iterations(in_repo, backbone, tiny_voc, tmp_path):
     assert json.loads((work_dir / 'result.json').read_text()) == result
 
 
+DRAWS = """
+train_pipeline.insert(2, dict(type='RandomResize', scale=(96, 96), ratio_range=(0.7, 1.0), keep_ratio=True))
+train_pipeline.insert(3, dict(type='RandomFlip', prob=0.5))
+train_dataloader.update(num_workers={workers}, persistent_workers={workers} > 0)
+train_dataloader['dataset']['pipeline'] = train_pipeline
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
+"""
+# Batches of images of one shape, out of two times three images.
+BY_ITERATIONS = """
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=5, val_interval=5)
+train_dataloader.update(batch_size=2)
+"""
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('task', ['det', 'seg'])
+def test_a_run_that_counts_in_iterations_goes_on_and_equals_the_unbroken_one(
+    in_repo, backbone, tiny_voc, tmp_path, monkeypatch, task, workers
+):
+    """With mmdet's finite sampler and batches by shape, and with mmseg's infinite one."""
+    if task == 'det':
+        text, stock = RETINANET + BY_ITERATIONS, ('mmdet', 'pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+    else:
+        text, stock = FCN.replace('=3', '=5'), ('mmseg', 'fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py')
+    dataset = {'det': 'voc07', 'seg': 'voc12'}[task]
+
+    def weights(name, workers):
+        text_of = text + DRAWS.format(workers=workers)
+        (tmp_path / name).mkdir(exist_ok=True)
+        config = written(tmp_path / name, text_of, *stock)
+        _, work_dir = run(task, dataset, config, backbone, tiny_voc, tmp_path / name)
+        return torch.load(work_dir / 'iter_5.pth', weights_only=False)['state_dict']
+
+    def break_off(self, runner, *_, **__):
+        if runner.iter == 3:
+            raise KeyboardInterrupt
+
+    unbroken = weights('unbroken', 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune._ResultHook, 'after_train_iter', break_off)
+        with pytest.raises(KeyboardInterrupt):
+            weights('broken', workers)
+    broken = weights('broken', workers)
+    assert unbroken.keys() == broken.keys()
+    assert [key for key in unbroken if not torch.equal(unbroken[key], broken[key])] == []
+
+
 @pytest.mark.parametrize('demo', [False, True])
 def test_a_run_says_whether_it_is_on_the_emoji_world(in_repo, backbone, tiny_voc, tmp_path, demo):
     if demo:
