@@ -170,6 +170,7 @@ def _put_network(cfg: Any, backbone: Backbone, name: str) -> None:
         )
     network = network or TimmNetwork(backbone.arch)  # its names of a plain ResNet's weights are torchvision's
     neck = cfg.model.get('neck') or {}
+    neck = neck[0] if isinstance(neck, list) else neck  # the others go on with its maps
     if 'in_channels' not in neck:
         raise InputError(f'{name} has no neck (FPN) for the maps of a {network.name}: set model.neck')
     args = {**(cfg.model.backbone.get('args') or {}), **network.args}

@@ -242,8 +242,8 @@ def verdict(
         if needed is None:
             text += '; so small a difference cannot be resolved on these test images, by any number of runs'
         else:
-            each = words[0] if words[0] == words[1] else 'runs'
-            text += f'; about {needed} {each} each would resolve a true {value}'
+            of_each = f'{words[0]} each' if words[0] == words[1] else f'{words[0]} and as many {words[1]}'
+            text += f'; about {needed} {of_each} would resolve a true {value}'
             few = runs_needed(interval.value, replace(interval, luck=0.0))
             if few is not None and needed > 2 * few:
                 text += f', with many more test images about {few}'

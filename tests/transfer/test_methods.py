@@ -1,6 +1,7 @@
 """Methods: several pretrainings under one name, each fine-tuned with a seed of its own."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -89,6 +90,8 @@ def test_verdicts_count_pretrainings():
     assert 'pretrainings each would resolve' in open_one.verdict.text
     (against,) = compare([*CHECKPOINT, *METHODS[3:]])
     assert ', 3 pretrainings and 3 runs' in against.verdict.text
+    (open_two,) = compare([*results('BL', 0.70, 0.71, 0.73, pretrainings=False), *close[3:]])
+    assert re.search(r'about (\d+) pretrainings and as many runs would resolve', open_two.verdict.text)
     # One that is left of a method is a checkpoint.
     (alone,) = compare([METHODS[0], METHODS[3]])
     assert 'pretraining' not in alone.verdict.text

@@ -202,6 +202,13 @@ def test_arguments_of_a_config_are_the_networks_as_far_as_its_weights_fit(tmp_pa
         put_into(load_config(SEG), read_backbone(tmp_path / 'e.pth'))
 
 
+def test_the_first_of_several_necks_takes_the_maps(in_repo):
+    cfg = load_config(DET)
+    cfg.model.neck = [cfg.model.neck, {'type': 'BFP', 'in_channels': 64, 'num_levels': 5}]
+    put_into(cfg, read_backbone('none:test_efficientnet'))
+    assert build(cfg).neck[0].in_channels == list(TimmPyramid('test_efficientnet').channels)
+
+
 def test_a_config_without_neck_and_an_unknown_network_are_told(in_repo):
     cfg = load_config(DET)
     del cfg.model['neck']
