@@ -151,9 +151,10 @@ def test_slurm_launcher_without_slurm(tiny_config):
 def test_signals_end_it_without_a_traceback(tmp_path, number, said):
     script = tmp_path / 'train.py'
     script.write_text(
-        'import time\n'
+        'import os, time\n'
         'from sd_pretrain.cli import run_main\n'
-        "run_main(lambda: (print('up', flush=True), time.sleep(60)))\n"
+        # At once, for two processes write to one pipe.
+        "run_main(lambda: (os.write(1, b'up\\n'), time.sleep(60)))\n"
     )
     command = [sys.executable, '-m', 'sd_pretrain.torchrun', '--standalone', '--nproc_per_node=2', script]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
