@@ -93,18 +93,18 @@ def seed_draws(loader: DataLoader, seed: int, rank: int) -> None:
     kind = type(sampler)
 
     class _Seeding(kind):
-        _passes = _skipped = 0
+        _place = 0
 
         def __iter__(self) -> Iterator[Drawn]:
-            self._passes += 1
-            for place, index in enumerate(super().__iter__(), self._skipped):
-                yield Drawn.seeded(index, seed, rank, self._passes, place)
+            for index in super().__iter__():
+                self._place += 1
+                yield Drawn.seeded(index, seed, rank, self._place)
 
         if hasattr(kind, 'skip'):
 
             def skip(self, num_samples: int) -> None:
                 super().skip(num_samples)
-                self._skipped = num_samples
+                self._place = num_samples
 
     # As it is, to whoever holds it or asks for its type.
     sampler.__class__ = _Seeding

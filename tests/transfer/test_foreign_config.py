@@ -77,7 +77,7 @@ train_dataloader.update(num_workers={workers}, persistent_workers={workers} > 0)
 train_dataloader['dataset']['pipeline'] = train_pipeline
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
 """
-# Batches of images of one shape, out of two times three images.
+# Over more than one pass of the images.
 BY_ITERATIONS = """
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=5, val_interval=5)
 train_dataloader.update(batch_size=2)
