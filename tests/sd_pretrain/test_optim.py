@@ -101,6 +101,7 @@ def test_a_gradient_scaler_on_a_gpu_is_heard(kind):
     scaler.scale(weight.sum()).backward()
     scaler.step(optimizer)
     torch.testing.assert_close(weight.detach().cpu(), torch.full((3,), 0.9))
+    scaler.update()
     scaler.scale(weight.sum() * float('inf')).backward()
     scaler.step(optimizer)
     torch.testing.assert_close(weight.detach().cpu(), torch.full((3,), 0.9))

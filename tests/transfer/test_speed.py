@@ -160,7 +160,9 @@ def test_in_bfloat16_weights_and_momentum_lie_channels_last_and_batches_are_pinn
     monkeypatch.setattr(finetune, 'FinetuneRunner', Watched)
     work_dir = tmp_path / 'work'
     places = ['--backbone', 'none', '--work-dir', str(work_dir), '--data-root', str(data_root)]
-    more = ['--cfg-options', *SHORT, *options, 'default_hooks.logger.interval=1']
+    # mmengine names a run by its second, and two runs of one name share a visualizer: a GPU is that fast.
+    once = f'visualizer.name={tmp_path.name}'
+    more = ['--cfg-options', *SHORT, *options, once, 'default_hooks.logger.interval=1']
     finetune.finetune(finetune.parse_args([config, *places, '--amp', *more]))
 
     assert pinned == {device == 'cuda'}
