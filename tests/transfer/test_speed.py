@@ -140,7 +140,7 @@ def test_training_in_bfloat16_needs_no_gpu_and_heads_say_float32(
     ids=['det', 'det-image-by-image', 'seg'],
 )
 def test_in_bfloat16_weights_and_momentum_lie_channels_last_and_batches_are_pinned_for_a_gpu(
-    config, options, device, data_root, tmp_path, monkeypatch
+    config, options, device, data_root, tmp_path, monkeypatch, request
 ):
     runners, pinned = [], set()
 
@@ -158,11 +158,10 @@ def test_in_bfloat16_weights_and_momentum_lie_channels_last_and_batches_are_pinn
             return super().train()
 
     monkeypatch.setattr(finetune, 'FinetuneRunner', Watched)
-    work_dir = tmp_path / 'work'
+    # Not the last test's, which is gone: mmengine keeps one visualizer for a work dir.
+    work_dir = tmp_path / request.node.callspec.id
     places = ['--backbone', 'none', '--work-dir', str(work_dir), '--data-root', str(data_root)]
-    # mmengine names a run by its second, and two runs of one name share a visualizer: a GPU is that fast.
-    once = f'visualizer.name={tmp_path.name}'
-    more = ['--cfg-options', *SHORT, *options, once, 'default_hooks.logger.interval=1']
+    more = ['--cfg-options', *SHORT, *options, 'default_hooks.logger.interval=1']
     finetune.finetune(finetune.parse_args([config, *places, '--amp', *more]))
 
     assert pinned == {device == 'cuda'}
