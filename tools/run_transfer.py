@@ -20,7 +20,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     known = ', '.join(
         f'{" or ".join(name for one, name in DATASETS if one == task)} ({task})' for task in TASKS
     )
-    parser.add_argument('dataset', help=known)
+    parser.add_argument('dataset', help=f'{known}; with --config also what that calls data of your own')
     parser.add_argument(
         'checkpoints',
         nargs='*',
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     from transfer.results import collect
     from transfer.transfer_report import note_transfer, report_transfer
 
-    runner.find_task(args.task, args.dataset)
+    runner.find_task(args.task, args.dataset, args.config)
     checkpoints = runner.named_checkpoints(args.checkpoints, args.demo)
     work_dir = args.work_dir or Path('work_dirs/transfer_demo' if args.demo else 'work_dirs/transfer')
     options = runner.Options(

@@ -9,14 +9,28 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from transfer.voc import BACKGROUND, BORDER, CLASSES, palette
+from transfer.voc import BORDER
 
 _FONT_PX = 16
 _DASH_PX = 8
 _OPACITY = 0.6
+# One class's hue after the last's: no two of many come near each other.
+_HUE_STEP = (3 - 5**0.5) / 2
 # Regions below this share of the image have no label: it would cover more than it names.
 _LABEL_SHARE = 0.01
 Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Names and colours of the classes of masks, by index; a first one named background is not drawn."""
+
+    names: Sequence[str]
+    colours: Sequence[Sequence[int]]
+
+    def shown(self, label: int) -> bool:
+        """Whether a label is of a class that is drawn."""
+        return label < len(self.names) and (label > 0 or self.names[0].lower() != 'background')
 
 
 @dataclass(frozen=True)
@@ -43,17 +57,17 @@ def enlarge(image: Image.Image, width: int = 480) -> tuple[Image.Image, float]:
     return image.resize(size, Image.Resampling.LANCZOS), factor
 
 
-def box_colour(name: str) -> Colour:
-    """A bright colour of its own for each class."""
-    index = CLASSES.index(name) if name in CLASSES else len(CLASSES)
-    hue = index * 8 % (len(CLASSES) + 1) / (len(CLASSES) + 1)
+def box_colour(name: str, names: Sequence[str]) -> Colour:
+    """A bright colour of its own for each class of ``names``."""
+    index = names.index(name) if name in names else len(names)
+    hue = index * _HUE_STEP % 1
     return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.6 + 0.12 * (index % 2), 1.0))
 
 
-def draw_boxes(image: Image.Image, detections: Sequence[Detection]) -> Image.Image:
+def draw_boxes(image: Image.Image, detections: Sequence[Detection], names: Sequence[str]) -> Image.Image:
     """Draw boxes with class and score onto an enlarged copy of ``image``; the highest score lies on top.
 
-    Those of difficult objects are dashed.
+    Those of difficult objects are dashed. Each class of ``names`` has its colour.
     """
     picture, factor = enlarge(image.convert('RGB'))
     canvas = ImageDraw.Draw(picture)
@@ -62,46 +76,48 @@ def draw_boxes(image: Image.Image, detections: Sequence[Detection]) -> Image.Ima
         box = [factor * edge for edge in one.box]
         inner = [box[0] + 1, box[1] + 1, max(box[0] + 1, box[2] - 1), max(box[1] + 1, box[3] - 1)]
         if one.difficult:
-            _draw_dashes(canvas, inner, box_colour(one.name))
+            _draw_dashes(canvas, inner, box_colour(one.name, names))
             continue
         canvas.rectangle(box, outline=(0, 0, 0), width=5)
-        canvas.rectangle(inner, outline=box_colour(one.name), width=3)
+        canvas.rectangle(inner, outline=box_colour(one.name, names), width=3)
     taken: list[tuple[float, float, float, float]] = []
     for one in reversed(ordered):
         corner = (factor * one.box[0], factor * one.box[1])
-        _draw_label(canvas, picture.size, str(one), corner, box_colour(one.name), taken)
+        _draw_label(canvas, picture.size, str(one), corner, box_colour(one.name, names), taken)
     return picture
 
 
-def draw_mask(image: Image.Image, labels: np.ndarray) -> Image.Image:
-    """Blend a mask into an enlarged copy of ``image``, in VOC's colours, with a name on each class.
+def draw_mask(image: Image.Image, labels: np.ndarray, legend: Legend) -> Image.Image:
+    """Blend a mask into an enlarged copy of ``image``, with a name on each class.
 
     Args:
         image: the photo.
-        labels: ``(H, W)``: 0 background, 1 to 20 the classes, 255 the border (drawn white).
+        labels: ``(H, W)``: indices of the classes, 255 what has no label (drawn white).
+        legend: of those classes.
     """
-    colours = np.array(palette(), np.uint8)
-    colours[BORDER] = 255
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[: len(legend.names)] = legend.colours
+    drawn = np.array([legend.shown(label) or label == BORDER for label in range(256)])
     pixels = np.asarray(image.convert('RGB'), np.float32)
-    marked = (labels != BACKGROUND)[..., None]
-    blended = np.where(marked, (1 - _OPACITY) * pixels + _OPACITY * colours[labels], pixels)
+    blended = np.where(drawn[labels][..., None], (1 - _OPACITY) * pixels + _OPACITY * colours[labels], pixels)
     picture, factor = enlarge(Image.fromarray(blended.round().astype(np.uint8)))
     canvas = ImageDraw.Draw(picture)
     taken: list[tuple[float, float, float, float]] = []
-    for label in classes_in(labels):
+    for label in classes_in(labels, legend):
         ys, xs = np.nonzero(labels == label)
         # The pixel of the region nearest its centre: the centre itself may lie outside.
         nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
         corner = (factor * float(xs[nearest]) - 20, factor * float(ys[nearest]) - _FONT_PX / 2)
-        _draw_label(canvas, picture.size, CLASSES[label - 1], corner, tuple(map(int, colours[label])), taken)
+        colour = tuple(map(int, colours[label]))
+        _draw_label(canvas, picture.size, legend.names[label], corner, colour, taken)
     return picture
 
 
-def classes_in(labels: np.ndarray) -> list[int]:
-    """Class indices (1 to 20) that cover at least a hundredth of a mask, the largest first."""
-    counts = np.bincount(labels.ravel(), minlength=256)[: len(CLASSES) + 1]
+def classes_in(labels: np.ndarray, legend: Legend) -> list[int]:
+    """Class indices that cover at least a hundredth of a mask, the largest first, without background."""
+    counts = np.bincount(labels.ravel(), minlength=256)
     order = np.argsort(-counts, kind='stable')
-    return [int(k) for k in order if k != BACKGROUND and counts[k] >= _LABEL_SHARE * labels.size]
+    return [int(k) for k in order if legend.shown(k) and counts[k] >= _LABEL_SHARE * labels.size]
 
 
 def _draw_dashes(canvas: ImageDraw.ImageDraw, box: Sequence[float], colour: Colour) -> None:

@@ -34,10 +34,10 @@ from sd_pretrain.work_dir import latest_checkpoint, write_json
 from transfer import mmcv_ops
 from transfer.backbone import Backbone, prove_loaded, put_into, read_backbone
 from transfer.confusion import save_confusion
-from transfer.predictions import image_names, save_predictions
+from transfer.predictions import image_names, image_paths, save_predictions
 from transfer.run_record import load_config, open_run
 from transfer.speed import check_amp, check_float16, prepare_model, right_fused, wait_less
-from transfer.tasks import metrics_of
+from transfer.tasks import dataset_of
 
 
 def parse_args(
@@ -192,7 +192,7 @@ def finetune(args: argparse.Namespace) -> dict[str, Any]:
     if main_process:
         metric = runner.val_evaluator.metrics[0]
         found = metric.detections if cfg.task == 'det' else metric.overlaps
-        save_predictions(args.work_dir, found, image_names(runner.val_dataloader.dataset))
+        save_predictions(args.work_dir, found, image_names(image_paths(runner.val_dataloader.dataset)))
         save_confusion(args.work_dir, metric.confusion, metric.dataset_meta['classes'])
         write_json(args.work_dir / 'result.json', result)
         for path in [*args.work_dir.glob('epoch_*.pth'), *args.work_dir.glob('iter_*.pth')]:
@@ -273,7 +273,9 @@ def _cost(processes: int) -> dict[str, Any]:
 def _summary(cfg: Config, metrics: dict[str, float], evaluators: list[Any]) -> dict[str, Any]:
     """Return ``metrics`` and ``per_class`` of result.json, as fractions."""
     return {
-        'metrics': {one.name: float(metrics[one.source]) for one in metrics_of(cfg.task, cfg.dataset)},
+        'metrics': {
+            one.name: float(metrics[one.source]) for one in dataset_of(cfg.task, cfg.dataset).metrics
+        },
         'per_class': dict(evaluators[0].per_class),
     }
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
-from transfer.tasks import DATASETS, TASKS
+from transfer.image_lists import data_folder, inner, open_datasets, with_inner
+from transfer.tasks import DATASETS, TASKS, dataset_of
 from transfer.voc import CLASSES
 
 _NEEDED = (
@@ -28,7 +29,7 @@ def adopt(cfg: Config, processes: int = 1) -> None:
 
     Model, schedule and data stay as they are: a batch is that of one process, and all of them together are
     noted, so that a run on another number of GPUs is another run. Configs of this project name their task and
-    are left alone.
+    are left alone. One for data of the user's own says ``dataset``, what that is called.
 
     Args:
         cfg: the config.
@@ -59,23 +60,18 @@ def adopt(cfg: Config, processes: int = 1) -> None:
             raise InputError(
                 f'{name} loads the whole model from {whole}, the backbone with it: set {what}=None'
             )
-    trained, tested = (_years([cfg[part].dataset]) for part in ('train_dataloader', 'val_dataloader'))
-    known = {(one.task, one.images): one.name for one in DATASETS.values() if one.images}
-    dataset = known.get((task, (trained, tested)))
-    if dataset is None:
-        there = ', '.join(f'{task} {dataset}' for (task, _), dataset in known.items())
-        raise InputError(
-            f'{name} trains on {" and ".join(trained) or "no VOC data"} and tests on '
-            f'{" and ".join(tested) or "no VOC data"}: there are {there}'
-        )
-    types, (needed, *_) = _types(cfg.val_evaluator), _types(TASKS[task].evaluator)
-    if needed not in types:
-        raise InputError(f'{name} measures with {", ".join(map(str, types))}: {needed} is needed')
+    dataset = cfg.get('dataset')
+    own = isinstance(dataset, str) and dataset_of(task, dataset).own
+    if not own:
+        dataset = _voc(cfg, task)
     _check_images(cfg)
     _check_data(cfg)
+    check_test_pipeline(cfg)
     _check_hooks(cfg, task)
     if task == 'det':
-        _check_detector(cfg)
+        _check_no_masks(cfg)
+        if not own:
+            check_heads(cfg, _voc_classes(cfg))
     cfg.merge_from_dict({'task': task, 'dataset': dataset})
     cfg.total_batch_size = processes * cfg.train_dataloader.batch_size
     cfg.default_hooks = cfg.get('default_hooks') or {}
@@ -89,32 +85,6 @@ def adopt(cfg: Config, processes: int = 1) -> None:
         cfg.val_dataloader.drop_last = False
     # What is measured is what pictures are drawn of; and a config may have no test at all.
     cfg.test_dataloader, cfg.test_cfg = cfg.val_dataloader, {'type': 'TestLoop'}
-
-
-def list_file(dataset: dict[str, Any]) -> Path:
-    """The image list of a dataset's config; without a data root its path is whole."""
-    return Path(dataset.get('data_root') or '') / dataset['ann_file']
-
-
-def data_folder(dataset: dict[str, Any]) -> Path:
-    """The ``VOC2007`` or ``VOC2012`` folder of a dataset's config, however the path is split in it."""
-    path = list_file(dataset)
-    return next((one.parent for one in path.parents if one.name == 'ImageSets'), path.parent)
-
-
-def open_datasets(datasets: Iterable[dict]) -> list[dict]:
-    """The plain datasets inside wrappers, in their order."""
-    return [one for one in _with_inner(datasets) if not _inner(one)]
-
-
-def _inner(dataset: dict) -> list[dict]:
-    return [*dataset.get('datasets', []), *([dataset['dataset']] if 'dataset' in dataset else [])]
-
-
-def _with_inner(datasets: Iterable[dict]) -> Iterator[dict]:
-    for one in datasets:
-        yield one
-        yield from _with_inner(_inner(one))
 
 
 def _check_images(cfg: Config) -> None:
@@ -156,13 +126,35 @@ def _check_data(cfg: Config) -> None:
         )
     loader = cfg.train_dataloader
     drawing = [(loader.get('sampler') or {}, loader.dataset)]
-    drawing += [(one, inner) for one in _with_inner([loader.dataset]) for inner in _inner(one)]
+    drawing += [(one, part) for one in with_inner([loader.dataset]) for part in inner(one)]
     for one, dataset in drawing:
         by, of = str(one.get('type')), str(dataset.get('type'))
         if any(word in by for word in _BY_CLASSES) and of.endswith(_WITHOUT_CLASSES):
             raise InputError(
                 f'{name} has a {by} of a {of}, which cannot say the classes of an image: have it of one of '
                 "mmdet's VOCDataset, or take it out"
+            )
+
+
+def check_test_pipeline(cfg: Config) -> None:
+    """Refuse test images that come with no truth, or with one that is resized as they are.
+
+    Raises:
+        InputError: there are such; predictions are compared with the truth in the size that images have.
+    """
+    name = Path(cfg.filename).name
+    for one in open_datasets([cfg.val_dataloader.dataset]):
+        steps = [str(step.get('type')) for step in one.get('pipeline') or []]
+        loading = [place for place, step in enumerate(steps) if 'LoadAnnotations' in step]
+        if not loading:
+            raise InputError(
+                f'{name} tests without the truth: val_dataloader.dataset.pipeline lacks LoadAnnotations'
+            )
+        resized = [step for step in steps[loading[0] :] if 'Resize' in step]
+        if resized:
+            raise InputError(
+                f'{name} resizes the truth of test images: LoadAnnotations comes after {resized[0]} in '
+                'val_dataloader.dataset.pipeline'
             )
 
 
@@ -190,27 +182,63 @@ def _check_hooks(cfg: Config, task: str) -> None:
             )
 
 
-def _check_detector(cfg: Config) -> None:
-    """Refuse a detector of other classes than the data's, or one of masks, which the data has not."""
+def _check_no_masks(cfg: Config) -> None:
+    """Refuse a detector of masks: what is measured are boxes."""
     name = Path(cfg.filename).name
-    tested = open_datasets([cfg.val_dataloader.dataset])[0]
-    classes = (tested.get('metainfo') or {}).get('classes')
-    wanted = len(classes) if isinstance(classes, list | tuple) else len(CLASSES)
     for place, part in (('model', cfg.model), ('model.roi_head', cfg.model.get('roi_head') or {})):
-        heads = part.get('bbox_head') or []
-        for head in heads if isinstance(heads, list) else [heads]:
-            found = head.get('num_classes', wanted)
-            if found != wanted:
-                raise InputError(
-                    f'{name} has {found} classes, and the data has {wanted}: set '
-                    f'{place}.bbox_head.num_classes={wanted}'
-                )
         masks = [key for key in ('mask_head', 'panoptic_head', 'semantic_head') if part.get(key)]
         if masks:
             raise InputError(
-                f'{name} has a {place}.{masks[0]}, which learns masks, and the data has boxes alone: '
+                f'{name} has a {place}.{masks[0]}, which learns masks, and boxes alone are measured: '
                 'set it to None where the detector does without'
             )
+
+
+def check_heads(cfg: Config, classes: int) -> None:
+    """Refuse heads of another number of classes than the data's.
+
+    Raises:
+        InputError: there is such a head; names it.
+    """
+    places = {'model': cfg.model, 'model.roi_head': cfg.model.get('roi_head') or {}}
+    for place, part in places.items():
+        for key in ('bbox_head', 'decode_head', 'auxiliary_head'):
+            heads = part.get(key) or []
+            for head in heads if isinstance(heads, list | tuple) else [heads]:
+                found = head.get('num_classes', classes)
+                if found != classes:
+                    raise InputError(
+                        f'{Path(cfg.filename).name} has {found} classes, and the data has {classes}: set '
+                        f'{place}.{key}.num_classes={classes}'
+                    )
+
+
+def _voc(cfg: Config, task: str) -> str:
+    """Which of the data sets here a config is for.
+
+    Raises:
+        InputError: none of them, or it measures otherwise.
+    """
+    name = Path(cfg.filename).name
+    trained, tested = (_years([cfg[part].dataset]) for part in ('train_dataloader', 'val_dataloader'))
+    known = {(one.task, one.images): one.name for one in DATASETS.values() if one.images}
+    dataset = known.get((task, (trained, tested)))
+    if dataset is None:
+        there = ', '.join(f'{task} {dataset}' for (task, _), dataset in known.items())
+        raise InputError(
+            f'{name} trains on {" and ".join(trained) or "no VOC data"} and tests on '
+            f'{" and ".join(tested) or "no VOC data"}: there are {there}; a config for data of your own says '
+            "what that is called: dataset = 'NAME'"
+        )
+    types, (needed, *_) = _types(cfg.val_evaluator), _types(TASKS[task].evaluator)
+    if needed not in types:
+        raise InputError(f'{name} measures with {", ".join(map(str, types))}: {needed} is needed')
+    return dataset
+
+
+def _voc_classes(cfg: Config) -> int:
+    classes = (open_datasets([cfg.val_dataloader.dataset])[0].get('metainfo') or {}).get('classes')
+    return len(classes) if isinstance(classes, list | tuple) else len(CLASSES)
 
 
 def _years(datasets: Iterable[dict]) -> tuple[str, ...]:

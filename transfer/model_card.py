@@ -19,7 +19,7 @@ from sd_pretrain.schedule import snapshot_hooks
 from transfer import evidence, table
 from transfer.checkpoint_io import read_meta, sha256_of
 from transfer.results import collect, on_demo_data
-from transfer.tasks import DATASETS, TASKS, all_metrics
+from transfer.tasks import TASKS, all_datasets, all_metrics
 
 LICENSES = (
     *('apache-2.0', 'mit', 'bsd-2-clause', 'bsd-3-clause', 'cc0-1.0', 'cc-by-4.0', 'cc-by-sa-4.0'),
@@ -257,7 +257,7 @@ def _is_demo(config: str) -> bool:
 def _dataset(result: Mapping[str, Any]) -> str:
     if on_demo_data(result):
         return _DEMO
-    known = DATASETS.get((result['task'], result.get('dataset')))
+    known = all_datasets().get((result['task'], result.get('dataset')))
     return known.card if known else result.get('dataset', '')
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +59,15 @@ def load_predictions(work_dir: str | Path, task: str) -> tuple[Stored, tuple[str
         ) from None
 
 
-def image_names(dataset: object) -> list[str]:
-    """Names of the images of an mmdet or mmseg dataset, in its order."""
-    return [Path(dataset.get_data_info(index)['img_path']).stem for index in range(len(dataset))]
+def image_paths(dataset: Any) -> list[Path]:
+    """Paths of the images of an mmdet or mmseg dataset, in its order."""
+    return [Path(dataset.get_data_info(index)['img_path']) for index in range(len(dataset))]
+
+
+def image_names(paths: Sequence[Path]) -> list[str]:
+    """What to call images: their files' names, with folders where some share one."""
+    stems = [path.stem for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    common = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(common).with_suffix('').as_posix() for path in paths]

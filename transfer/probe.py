@@ -29,7 +29,7 @@ from transfer.predictions import save_predictions
 from transfer.probes import knn_scores, linear_scores, low_shot_scores
 from transfer.ranking import Scores, class_aps
 from transfer.run_record import load_config, open_run
-from transfer.tasks import metrics_of
+from transfer.tasks import dataset_of
 from transfer.voc import CLASSES, read_list
 
 _SETTINGS = ('view', 'svm', 'low_shot', 'knn')
@@ -163,7 +163,7 @@ def _say(log: Path, line: str) -> None:
 
 def _summary(cfg: Config, scores: Scores, backbone: Backbone) -> dict[str, Any]:
     """Return what result.json says of the scores, as fractions."""
-    metrics = metrics_of(cfg.task, cfg.dataset)
+    metrics = dataset_of(cfg.task, cfg.dataset).metrics
     per_class = class_aps(scores, *metrics[0].how)
     return {
         'metrics': {

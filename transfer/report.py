@@ -28,7 +28,7 @@ from transfer.charts import (
 from transfer.confusion import most_confused
 from transfer.samples import Sample
 from transfer.table5_json import backbone_files, table5_rows, validate_table5
-from transfer.tasks import DATASETS, TASKS, all_metrics, detailed
+from transfer.tasks import TASKS, all_datasets, all_metrics, detailed
 
 if TYPE_CHECKING:
     from transfer.transfer_report import Confusion
@@ -143,7 +143,7 @@ def _groups(rows: Sequence[table.Row]) -> list[tuple[str, list[str]]]:
     """Data sets and their metrics, as far as there are results."""
     found = [
         (one.heading, [m.name for m in one.metrics if any(row.values.get(m.name) for row in rows)])
-        for one in DATASETS.values()
+        for one in all_datasets().values()
     ]
     return [(heading, metrics) for heading, metrics in found if metrics]
 
@@ -200,7 +200,7 @@ def resolved_classes(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _class_figures(table5: Mapping[str, Any]) -> list[dict[str, Any]]:
     figures = []
-    for dataset in DATASETS.values():
+    for dataset in all_datasets().values():
         key, unit = dataset.key, TASKS[dataset.task].unit
         per_class = {
             one['name']: one[key]['per_class']
@@ -229,7 +229,7 @@ def _headings(table5: Mapping[str, Any]) -> dict[str, str]:
     for task in TASKS:
         names = [
             name
-            for (of, name), dataset in DATASETS.items()
+            for (of, name), dataset in all_datasets().items()
             if of == task and any(one.get(dataset.key) for one in table5['backbones'])
         ]
         dataset = detailed(task, names)

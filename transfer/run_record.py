@@ -16,8 +16,8 @@ from sd_pretrain.launch import is_main_process
 from sd_pretrain.vis_backends import check_vis_backends
 from sd_pretrain.work_dir import read_json
 from transfer.backbone import Backbone, config_arch
-from transfer.foreign_config import adopt, data_folder, list_file, open_datasets
-from transfer.voc import read_list
+from transfer.foreign_config import adopt
+from transfer.image_lists import data_folder, datasets_of, image_list
 
 SCHEMA = 1
 # With any of these different it is another run; the second of each pair is what to call it in a message.
@@ -33,7 +33,7 @@ _IDENTITY = (
 def load_config(
     path: str | Path, cfg_options: dict | None = None, amp: bool = False, processes: int = 1
 ) -> Config:
-    """Read a config of a transfer task, or one of mmdet or mmseg on VOC, and apply the options.
+    """Read a config of a transfer task, or one of mmdet or mmseg, and apply the options.
 
     A config of mmdet or mmseg needs to know how many ``processes`` train.
 
@@ -64,24 +64,15 @@ def config_sha256(cfg: Config) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def list_files(cfg: Config) -> list[Path]:
-    """The image lists of a config, its data root set, those to train on first.
+def lists_sha256(cfg: Config) -> str:
+    """Hash the image lists of a config, its data root set, those to train on first: the data, wherever it is.
 
     Raises:
         InputError: a list is not there.
     """
-    paths = [list_file(one) for one in voc_datasets(cfg)]
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f'no {path}: put the data there, or say with --data-root where "data" is')
-    return paths
-
-
-def lists_sha256(cfg: Config) -> str:
-    """Hash the content of :func:`list_files`: the data, wherever it is."""
     found = hashlib.sha256()
-    for path in list_files(cfg):
-        found.update(hashlib.sha256(path.read_bytes()).digest())
+    for one in datasets_of(cfg):
+        found.update(hashlib.sha256(image_list(one).content).digest())
     return found.hexdigest()
 
 
@@ -102,9 +93,9 @@ def describe(cfg: Config, backbone: Backbone, seed: int, pretraining: int | None
         'config': _relative(cfg.filename),
         'config_sha256': config_sha256(cfg),
         'lists_sha256': lists_sha256(cfg),
-        'images': [len(read_list(path)) for path in list_files(cfg)],
+        'images': [image_list(one).images for one in datasets_of(cfg)],
         # The emoji world says what it is, beside VOCdevkit.
-        'demo': (data_folder(voc_datasets(cfg)[-1]).parent.parent / 'world.json').is_file(),
+        'demo': (data_folder(datasets_of(cfg)[-1]).parent.parent / 'world.json').is_file(),
         'arch': backbone.arch or config_arch(cfg),
         'backbone': _relative_backbone(backbone.path),
         'sha256': backbone.sha256,
@@ -168,11 +159,6 @@ def check_work_dir(work_dir: Path, wanted: dict[str, Any]) -> str:
 def _short(run: dict[str, Any], key: str, what: str) -> str:
     short = str(run.get(key))[:8]
     return f'{run[what]} ({short})' if what in run and what != key else short
-
-
-def voc_datasets(cfg: Config) -> list[dict]:
-    """Return the VOC datasets of a config, those to train on first; wrappers are opened."""
-    return open_datasets([cfg.train_dataloader.dataset, cfg.val_dataloader.dataset])
 
 
 def _relative(path: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,21 +16,20 @@ from transfer.architecture import ARCHS
 from transfer.backbone import RANDOM, Backbone, config_arch, is_random, put_into, read_backbone
 from transfer.checkpoint_io import is_published, read_meta, sha256_of
 from transfer.convert import convert
-from transfer.foreign_config import data_folder
+from transfer.image_lists import data_folder, datasets_of
 from transfer.results import collect, require_comparable
-from transfer.run_record import check_work_dir, describe, load_config, voc_datasets
+from transfer.run_record import check_work_dir, describe, load_config
 from transfer.slurm import slurm_parameters
 from transfer.sources import resolve
 from transfer.speed import check_amp, check_float16
 from transfer.start import dry_lines, runs_at_a_time, start
-from transfer.tasks import DATASETS, TASKS, Dataset
+from transfer.tasks import DATASETS, NAME, TASKS, Dataset, dataset_of
 from transfer.timm_network import recorded_network
 
 # One file serves both tasks, so that a name stands for one backbone, byte for byte. Converting for mmdet
 # proves the most: the backbone and the shared head of C4.
 _TARGET = 'mmdet'
 _DEMO_DATA = 'work_dirs/demo_data'
-_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]*')
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,21 @@ class Run:
     module: str
 
 
-def find_task(task: str, dataset: str) -> Dataset:
-    """Look a data set of a task up.
+def find_task(task: str, dataset: str, config: str | None = None) -> Dataset:
+    """Look a data set of a task up; with a ``config`` it may be a user's own.
 
     Raises:
         InputError: there is none of that name; lists those there are.
     """
-    if (task, dataset) not in DATASETS:
-        known = ', '.join(' '.join(pair) for pair in DATASETS)
-        raise InputError(f'unknown task {task!r} on dataset {dataset!r}: there are {known}')
-    return DATASETS[task, dataset]
+    if (task, dataset) in DATASETS:
+        return DATASETS[task, dataset]
+    if config and task in TASKS and TASKS[task].scope:
+        return dataset_of(task, dataset)
+    known = ', '.join(' '.join(pair) for pair in DATASETS)
+    raise InputError(
+        f'unknown task {task!r} on dataset {dataset!r}: there are {known}; det and seg on data of your own '
+        'need a --config'
+    )
 
 
 def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, list[str]]:
@@ -120,7 +123,7 @@ def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, lis
         name, equals, checkpoint = pair.partition('=')
         if not equals or not checkpoint:
             raise InputError(f'{pair!r} is not NAME=CHECKPOINT, such as SD=work_dirs/sd_r152_imagenet')
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise InputError(f'{name!r} of {pair!r} cannot name a folder: use letters, digits and . _ + -')
         if checkpoint in named.setdefault(name, []):
             raise InputError(f'{pair} is given twice')
@@ -187,7 +190,8 @@ def plan(
     seeded = [
         (name, *one) for name, several in backbones.items() for one in _seeded(name, several, options.seeds)
     ]
-    runs, checked = [], set()
+    runs: list[Run] = []
+    checked: list[Any] = []
     for name, backbone, pretraining, seeds in seeded:
         config = _config_for(asked, backbone.arch, archs, options)
         arguments = _arguments(config, name, backbone.path, pretraining, options)
@@ -198,18 +202,7 @@ def plan(
         if (cfg.task, cfg.dataset) != (asked.task, asked.name):
             raise InputError(f'{config} is for {cfg.task} {cfg.dataset}, not {asked.task} {asked.name}')
         set_data_root(cfg, parsed.data_root or 'data')
-        lists: dict[str, list[str]] = {}
-        masks = {}
-        for dataset in voc_datasets(cfg):
-            stem = Path(dataset.ann_file).stem
-            lists.setdefault(str(data_folder(dataset)), []).append(stem)
-            if 'seg_map_path' in (dataset.get('data_prefix') or {}):
-                masks[stem] = Path(dataset.data_prefix.seg_map_path).name
-        for root, stems in lists.items():
-            key = (root, *dict.fromkeys(stems))
-            if key not in checked:
-                asked.check(root, lists=key[1:], **({'masks': masks} if masks else {}))
-                checked.add(key)
+        _check_data(asked, cfg, checked)
         identities = {seed: {'name': name, **describe(cfg, backbone, seed, pretraining)} for seed in seeds}
         # Both raise where the config does not fit.
         put_into(cfg, backbone)
@@ -244,7 +237,7 @@ def run_transfer(
         InputError: anything the user can mend; found before the first run starts, as far as that is possible.
         RunFailedError: runs failed; carries the ends of their logs.
     """
-    found = find_task(task, dataset)
+    found = find_task(task, dataset, options.config)
     if options.slurm is None:
         check_gpus(options.gpus, runs_at_a_time(options))
         check_amp(options.amp)
@@ -303,6 +296,29 @@ def _config_for(asked: Dataset, arch: str | None, archs: Sequence[str], options:
         there = ', '.join(sorted(path.name for path in Path(config).parent.glob('*.py')))
         raise InputError(f'no config for a {arch} ({config}): write one, or say --config. There are {there}')
     return config
+
+
+def _check_data(asked: Dataset, cfg: Any, checked: list[Any]) -> None:
+    """Check the data of a config, its data root set, as far as it is not among what was ``checked``."""
+    if asked.own:
+        if cfg.filename not in checked:
+            from transfer.own_data import check_own_data
+
+            check_own_data(cfg)
+            checked.append(cfg.filename)
+        return
+    lists: dict[str, list[str]] = {}
+    masks = {}
+    for dataset in datasets_of(cfg):
+        stem = Path(dataset.ann_file).stem
+        lists.setdefault(str(data_folder(dataset)), []).append(stem)
+        if 'seg_map_path' in (dataset.get('data_prefix') or {}):
+            masks[stem] = Path(dataset.data_prefix.seg_map_path).name
+    for root, stems in lists.items():
+        key = (root, *dict.fromkeys(stems))
+        if key not in checked:
+            asked.check(root, lists=key[1:], **({'masks': masks} if masks else {}))
+            checked.append(key)
 
 
 def _several(one_or_more: str | Sequence[str]) -> Sequence[str]:

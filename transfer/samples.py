@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from mmengine.config import Config
@@ -14,14 +14,16 @@ from mmengine.device import get_device
 from PIL import Image
 
 from sd_pretrain.cli import InputError
-from transfer.draw import Detection, classes_in, draw_boxes, draw_mask
-from transfer.foreign_config import data_folder, list_file
+from transfer.draw import Detection, Legend, classes_in, draw_boxes, draw_mask
+from transfer.image_lists import open_datasets
 from transfer.image_scores import MIN_SCORE, NAMES, ImageDifference
+from transfer.predictions import image_names, image_paths
 from transfer.speed import prepare_model
-from transfer.voc import CLASSES, read_annotation, read_list
+from transfer.truth import boxes_of, mask_of, open_dataset
 
 MAX_BOXES = 8
 TRUTH = 'truth'
+_Name = TypeVar('_Name')
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,18 @@ def detection_samples(
         InputError: a work dir lacks its config, result or checkpoint.
     """
     found = {name: _run_files(Path(work_dir)) for name, work_dir in runs.items()}
-    folder, names, _ = _test_images(next(iter(found.values()))[0])
-
-    def truth(name: str) -> list[Detection]:
-        boxes = read_annotation(folder / 'Annotations' / f'{name}.xml').boxes
-        return [
-            Detection(one.name, (one.xmin - 1, one.ymin - 1, one.xmax, one.ymax), difficult=one.difficult)
-            for one in boxes
-        ]
-
-    chosen = [one.image for one in differences] or choose(
-        names, lambda name: len({one.name for one in truth(name)}), count
-    )
-    paths = [folder / 'JPEGImages' / f'{name}.jpg' for name in chosen]
-    columns = {TRUTH: [truth(name) for name in chosen]}
+    tested = _Tested(next(iter(found.values()))[0], 'mmdet')
+    truth = [boxes_of(one, index) for one, index, _ in tested.places]
+    chosen = tested.chosen(differences, lambda place: len({one.name for one in truth[place]}), count)
+    paths = [tested.paths[place] for place in chosen]
+    columns = {TRUTH: [truth[place] for place in chosen]}
     columns |= {name: _detect(*files, paths) for name, files in found.items()}
-    return _samples(chosen, paths, columns, draw_boxes, _say_boxes, _notes(differences, 'det'))
+
+    def draw(image: Image.Image, boxes: list[Detection]) -> Image.Image:
+        return draw_boxes(image, boxes, tested.meta['classes'])
+
+    names = [tested.names[place] for place in chosen]
+    return _samples(names, paths, columns, draw, _say_boxes, _notes(differences, 'det'))
 
 
 def segmentation_samples(
@@ -81,22 +79,54 @@ def segmentation_samples(
 ) -> list[Sample]:
     """Draw the masks of several fine-tuned segmentors; see :func:`detection_samples`."""
     found = {name: _run_files(Path(work_dir)) for name, work_dir in runs.items()}
-    folder, names, prefix = _test_images(next(iter(found.values()))[0])
+    tested = _Tested(next(iter(found.values()))[0], 'mmseg')
+    legend = Legend(tested.meta['classes'], tested.meta['palette'])
 
-    def truth(name: str) -> np.ndarray:
-        with Image.open(folder / prefix['seg_map_path'] / f'{name}.png') as mask:
-            return np.asarray(mask)
+    def truth(place: int) -> np.ndarray:
+        return mask_of(*tested.places[place])
 
-    chosen = [one.image for one in differences] or choose(
-        names, lambda name: len(classes_in(truth(name))), count
-    )
-    paths = [folder / prefix['img_path'] / f'{name}.jpg' for name in chosen]
-    columns = {TRUTH: [truth(name) for name in chosen]}
+    chosen = tested.chosen(differences, lambda place: len(classes_in(truth(place), legend)), count)
+    paths = [tested.paths[place] for place in chosen]
+    columns = {TRUTH: [truth(place) for place in chosen]}
     columns |= {name: _segment(*files, paths) for name, files in found.items()}
-    return _samples(chosen, paths, columns, draw_mask, _say_mask, _notes(differences, 'seg'))
+
+    def draw(image: Image.Image, labels: np.ndarray) -> Image.Image:
+        return draw_mask(image, labels, legend)
+
+    def say(labels: np.ndarray) -> str:
+        said = [f'{legend.names[k]} {np.mean(labels == k):.0%}' for k in classes_in(labels, legend)]
+        return ', '.join(said) or 'background only'
+
+    names = [tested.names[place] for place in chosen]
+    return _samples(names, paths, columns, draw, say, _notes(differences, 'seg'))
 
 
-def choose(names: Sequence[str], classes: Callable[[str], int], count: int) -> list[str]:
+class _Tested:
+    """The test images of a run.
+
+    Args:
+        cfg: the config dump of the run.
+        scope: ``'mmdet'`` or ``'mmseg'``.
+    """
+
+    def __init__(self, cfg: Config, scope: str):
+        self.places, self.paths = [], []
+        for one in open_datasets([cfg.test_dataloader.dataset]):
+            dataset = open_dataset(one, scope)
+            self.meta = dataset.metainfo
+            self.places += [(dataset, index, one.get('pipeline') or []) for index in range(len(dataset))]
+            self.paths += image_paths(dataset)
+        self.names = image_names(self.paths)
+
+    def chosen(
+        self, differences: Sequence[ImageDifference], classes: Callable[[int], int], count: int
+    ) -> list[int]:
+        """Places of the images that differ; without any, of ``count`` that the truth alone chooses."""
+        places = {name: place for place, name in enumerate(self.names)}
+        return [places[one.image] for one in differences] or choose(range(len(self.names)), classes, count)
+
+
+def choose(names: Sequence[_Name], classes: Callable[[_Name], int], count: int) -> list[_Name]:
     """Pick ``count`` images spread over a list: of each equal part the first with two classes or more.
 
     The choice looks at the truth alone, so it favours no network.
@@ -120,15 +150,6 @@ def _run_files(work_dir: Path) -> tuple[Config, Path]:
         if not path.is_file():
             raise InputError(f'{work_dir} lacks {path.name}')
     return Config.fromfile(config), checkpoint
-
-
-def _test_images(cfg: Config) -> tuple[Path, list[str], dict[str, str]]:
-    dataset = cfg.test_dataloader.dataset
-    return (
-        data_folder(dataset),
-        read_list(list_file(dataset)),
-        dict(dataset.get('data_prefix') or {}),
-    )
 
 
 def _detect(cfg: Config, checkpoint: Path, paths: Sequence[Path]) -> list[list[Detection]]:
@@ -193,9 +214,4 @@ def _notes(differences: Sequence[ImageDifference], task: str) -> dict[str, str]:
 
 
 def _say_boxes(detections: Sequence[Detection]) -> str:
-    return ', '.join(map(str, detections)) or f'no box with a score of {MIN_SCORE} or more'
-
-
-def _say_mask(labels: np.ndarray) -> str:
-    said = [f'{CLASSES[k - 1]} {np.mean(labels == k):.0%}' for k in classes_in(labels)]
-    return ', '.join(said) or 'background only'
+    return ', '.join(map(str, detections)) or 'no box'

@@ -13,7 +13,7 @@ from sd_pretrain.markdown import markdown_table
 from sd_pretrain.work_dir import read_json
 from transfer.evidence import compare, compare_classes
 from transfer.table import Row, format_rows, papers_setting, rows
-from transfer.tasks import DATASETS, TASKS
+from transfer.tasks import TASKS, all_datasets
 
 SCHEMA = 1
 
@@ -52,7 +52,7 @@ def build_table5(
         }
         if row.pretrainings:
             entry['pretrainings'] = _pretrainings(mine)
-        for dataset in DATASETS.values():
+        for dataset in all_datasets().values():
             metric, *others = (one.name for one in dataset.metrics)
             runs = [one for one in mine if one['task'] == dataset.task and metric in one['metrics']]
             if runs:
@@ -172,7 +172,7 @@ def _validate_backbone(backbone: Any, at: str) -> None:
     for key in ('top1', 'top5'):
         value = pretrain.get(key)
         _need(value is None or _is_fraction(value), f'{at}.pretrain.{key}', 'a fraction of 0 to 1, or null')
-    for dataset in DATASETS.values():
+    for dataset in all_datasets().values():
         key, metric = dataset.key, dataset.metrics[0].name
         entry = backbone.get(key)
         if entry is None:
@@ -208,7 +208,7 @@ def table5_rows(table5: Mapping[str, Any]) -> list[Row]:
     table = []
     for backbone in table5['backbones']:
         values = {}
-        for dataset in DATASETS.values():
+        for dataset in all_datasets().values():
             metric, *others = (one.name for one in dataset.metrics)
             entry = backbone.get(dataset.key)
             if entry is None:

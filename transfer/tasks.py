@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sd_pretrain.cli import InputError
 from transfer import check_data
 
 
@@ -63,11 +65,12 @@ class Dataset:
         task: a key of :data:`TASKS`.
         name: the data set.
         key: of its entries in ``table5.json``.
-        config: for each network: ``r152``, or ``timm`` for what is no plain ResNet.
+        config: for each network: ``r152``, or ``timm`` for what is no plain ResNet; empty for a user's own.
         demo_config: the small ones for the emoji world.
         pyramid_config: for all networks where one of them is no plain ResNet; without it each has its own.
         pyramid_demo_config: the small one.
-        check: of one folder of it, with the names of its lists (:mod:`transfer.check_data`).
+        check: of one folder of it, with the names of its lists (:mod:`transfer.check_data`); of a user's own
+            see :mod:`transfer.own_data`.
         heading: of its columns in the report.
         classes: title of its chart of classes.
         card: its name in model cards.
@@ -81,7 +84,7 @@ class Dataset:
     key: str
     config: str
     demo_config: str
-    check: Callable[..., Any]
+    check: Callable[..., Any] | None
     heading: str
     classes: str
     card: str
@@ -89,6 +92,11 @@ class Dataset:
     pyramid_config: str = ''
     pyramid_demo_config: str = ''
     images: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a user's own, for which there is no config here."""
+        return not self.config
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -210,17 +218,48 @@ DATASETS = {
 TABLE5 = (('det', 'voc07'), ('seg', 'voc12'))
 
 
+# Those of users' own that were met.
+_OWN: dict[tuple[str, str], Dataset] = {}
+# What can name a folder.
+NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]*')
+
+
+def all_datasets() -> dict[tuple[str, str], Dataset]:
+    """By task and name the data sets here, and those of users' own that were met, by task and name."""
+    order = list(TASKS)
+    return {**DATASETS, **dict(sorted(_OWN.items(), key=lambda one: (order.index(one[0][0]), one[0][1])))}
+
+
+def dataset_of(task: str, name: str) -> Dataset:
+    """The entry of a data set; where there is none it is a user's own.
+
+    Raises:
+        InputError: the name cannot name a folder.
+    """
+    if (task, name) not in all_datasets():
+        if not NAME.fullmatch(str(name)):
+            raise InputError(f'{name!r} cannot name a folder: use letters, digits and . _ + -')
+        word = TASKS[task].word.capitalize()
+        _OWN[task, name] = Dataset(
+            task=task,
+            name=name,
+            key=f'{task}_{name}',
+            config='',
+            demo_config='',
+            check=None,
+            heading=f'{word}, {name}',
+            classes=f'{word}, {name}: {TASKS[task].unit.split()[0]} of each class',
+            card=name,
+            prefix=name,
+        )
+    return all_datasets()[task, name]
+
+
 def all_metrics() -> dict[str, Metric]:
     """The metrics of all data sets by name, in the order of their columns."""
-    return {one.name: one for dataset in DATASETS.values() for one in dataset.metrics}
+    return {one.name: one for dataset in all_datasets().values() for one in dataset.metrics}
 
 
 def detailed(task: str, names: Collection[str]) -> Dataset | None:
     """The first of ``names``: the data set of a task that a report shows precision and samples of."""
-    return next((one for one in DATASETS.values() if one.task == task and one.name in names), None)
-
-
-def metrics_of(task: str, dataset: str) -> tuple[Metric, ...]:
-    """The metrics of a run; its task's own where its config names a data set that is none of these."""
-    known = DATASETS.get((task, dataset))
-    return known.metrics if known else TASKS[task].metrics
+    return next((one for one in all_datasets().values() if one.task == task and one.name in names), None)

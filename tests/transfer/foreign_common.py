@@ -65,6 +65,8 @@ def written(tmp_path, text, package, config, name='my_config.py'):
 def run(task, dataset, config, backbone, data_root, tmp_path):
     """Plan as tools/transfer.sh does, and run in this process what it would start."""
     options = runner.Options(config=config, data_root=str(data_root))
-    (planned,) = runner.plan(runner.find_task(task, dataset), {'A': backbone}, tmp_path / 'w', options)
+    (planned,) = runner.plan(
+        runner.find_task(task, dataset, config), {'A': backbone}, tmp_path / 'w', options
+    )
     assert (planned.identity['task'], planned.identity['dataset']) == (task, dataset)
     return finetune.finetune(finetune.parse_args(planned.arguments)), planned.work_dir

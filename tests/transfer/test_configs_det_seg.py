@@ -11,7 +11,8 @@ from mmengine.registry import init_default_scope
 
 from transfer import mmcv_ops
 from transfer.backbone import config_arch, put_into, read_backbone
-from transfer.run_record import load_config, voc_datasets
+from transfer.image_lists import datasets_of
+from transfer.run_record import load_config
 
 REPO = Path(__file__).resolve().parents[2]
 LEAVES = sorted((REPO / 'configs').glob('det/*_r*.py')) + sorted((REPO / 'configs').glob('seg/*_r*.py'))
@@ -116,9 +117,9 @@ def test_voc0712_differs_from_voc07_in_its_training_images_alone(stem):
         Config.fromfile(REPO / f'configs/{stem.format(head)}{end}.py')
         for end in (('-voc07', '-voc0712') if 'demo' in stem else ('_voc07', '_voc0712'))
     )
-    lists = [(Path(one.data_root).name, Path(one.ann_file).stem) for one in voc_datasets(more)]
+    lists = [(Path(one.data_root).name, Path(one.ann_file).stem) for one in datasets_of(more)]
     assert lists == [('VOC2007', 'trainval'), ('VOC2012', 'trainval'), ('VOC2007', 'test')]
-    for one in voc_datasets(more)[:2]:
+    for one in datasets_of(more)[:2]:
         theirs = alone.train_dataloader.dataset
         assert one.pipeline == theirs.pipeline and one.filter_cfg == theirs.filter_cfg
     assert more.model == alone.model and more.optim_wrapper == alone.optim_wrapper

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from sd_pretrain.cli import InputError
 from transfer import finetune, runner
 from transfer.backbone import put_into, read_backbone
-from transfer.foreign_config import data_folder
+from transfer.image_lists import data_folder
 from transfer.predictions import load_predictions
 from transfer.results import require_comparable
 from transfer.run_record import load_config

@@ -124,12 +124,14 @@ def test_pictures_whose_images_were_moved_are_explained(write_tiny_voc, tmp_path
     root = write_tiny_voc(tmp_path / 'data')
     runs = [finished(tmp_path, name) for name in ('BL', 'SD')]
     for one in runs:
-        test = {'data_root': str(root / 'VOCdevkit/VOC2007'), 'ann_file': 'ImageSets/Main/test.txt'}
+        place = {'data_root': str(root / 'VOCdevkit/VOC2007'), 'ann_file': 'ImageSets/Main/test.txt'}
+        test = {'type': 'VOCDataset', 'data_prefix': {'sub_data_root': ''}, **place}
         Path(one['work_dir'], 'x.py').write_text(f'test_dataloader = dict(dataset={test})\n')
         Path(one['work_dir'], 'epoch_10.pth').write_bytes(b'')
     (root / 'VOCdevkit').rename(root / 'elsewhere')
     said = draw_samples(runs)
-    assert said['det'].startswith('There are no pictures: [Errno 2]') and 'test.txt' in said['det']
+    assert said['det'].startswith('There are no pictures: the VOCDataset of ')
+    assert 'FileNotFoundError' in said['det'] and 'test.txt' in said['det']
 
 
 def test_the_verdicts_are_printed_before_anything_is_drawn(results, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,252 @@
+"""Data of a user's own, boxes in COCO's layout and masks in folders: run, compared, drawn; and refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from foreign_common import run, stock
+from PIL import Image
+
+from sd_pretrain.cli import InputError
+from transfer import finetune, runner
+from transfer.predictions import image_names, load_predictions
+from transfer.results import collect
+from transfer.table import format_table
+from transfer.tasks import DATASETS, all_datasets, all_metrics, dataset_of
+from transfer.transfer_report import note_transfer, report_transfer
+from transfer.voc import read_annotation, read_list
+
+REPO = Path(__file__).resolve().parents[2]
+NAMES = ('chair', 'dog', 'cow')
+TINY = """
+total_batch_size = 2
+train_cfg = dict(max_epochs=1, val_interval=1)
+"""
+# mmdet's own for COCO, as a user would bring it: another depth and size, and data of three classes.
+RETINANET = """
+_base_ = ['{base}']
+dataset = 'fruit'
+metainfo = dict(classes=('chair', 'dog', 'cow'))
+train_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True), dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+model = dict(backbone=dict(depth=18), neck=dict(in_channels=[64, 128, 256, 512]))
+model.update(bbox_head=dict(num_classes=3))
+train_cfg = dict(max_epochs=1)
+param_scheduler = []
+train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
+    data_root='data/fruit', ann_file='annotations/train.json', data_prefix=dict(img='train/'),
+    metainfo=metainfo, pipeline=train_pipeline))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
+    data_root='data/fruit', ann_file='annotations/val.json', data_prefix=dict(img='val/'),
+    metainfo=metainfo, pipeline=test_pipeline))
+"""
+
+
+def write_fruit(root, tiny_voc):
+    """``root/fruit`` with what a tiny VOC tree shows of three classes, in COCO's layout and in folders."""
+    voc07, voc12 = (tiny_voc / 'VOCdevkit' / name for name in ('VOC2007', 'VOC2012'))
+    folder = root / 'fruit'
+    (folder / 'annotations').mkdir(parents=True)
+    for part, name in (('train', 'trainval'), ('val', 'test')):
+        images, boxes = [], []
+        (folder / part).mkdir()
+        for number, image in enumerate(read_list(voc07 / f'ImageSets/Main/{name}.txt')):
+            shutil.copy(voc07 / f'JPEGImages/{image}.jpg', folder / part)
+            images.append({'id': number, 'file_name': f'{image}.jpg', 'width': 64, 'height': 48})
+            for place, one in enumerate(read_annotation(voc07 / f'Annotations/{image}.xml').boxes):
+                edges = [one.xmin - 1, one.ymin - 1, one.xmax - one.xmin + 1, one.ymax - one.ymin + 1]
+                # Chairs in training, a dog and a cow in each test image.
+                label = 0 if part == 'train' else place + 1
+                box = {'bbox': edges, 'area': edges[2] * edges[3], 'category_id': 5 + label, 'iscrowd': 0}
+                boxes.append({'id': len(boxes), 'image_id': number, **box})
+        categories = [{'id': 5 + label, 'name': one} for label, one in enumerate(NAMES)]
+        content = {'images': images, 'annotations': boxes, 'categories': categories}
+        (folder / f'annotations/{part}.json').write_text(json.dumps(content))
+    for part in ('train', 'val'):
+        for kind in ('images', 'masks'):
+            (folder / kind / part).mkdir(parents=True)
+        for image in read_list(voc12 / f'ImageSets/Segmentation/{part}.txt'):
+            shutil.copy(voc12 / f'JPEGImages/{image}.jpg', folder / 'images' / part)
+            mask = np.asarray(Image.open(voc12 / f'SegmentationClass/{image}.png'))
+            kinds = np.where((mask > 0) & (mask < 255), 1 + mask % 3, mask).astype(np.uint8)
+            Image.fromarray(kinds).save(folder / f'masks/{part}/{image}.png')
+    return root
+
+
+@pytest.fixture
+def fruit(tmp_path, tiny_voc):
+    return write_fruit(tmp_path / 'own', tiny_voc)
+
+
+def copied(tmp_path, example, base, classes):
+    """A copy of one of configs/own, changed as its first lines say, on one of the demo's small recipes."""
+    text = (REPO / 'configs/own' / example).read_text()
+    for old, new in (
+        (text.split("_base_ = ['")[1].split("'")[0], str(REPO / 'configs/demo' / base)),
+        ("dataset = 'NAME'", "dataset = 'fruit'"),
+        ("root = 'data/NAME'", "root = 'data/fruit'"),
+        (text.split('\nclasses = ')[1].split(')')[0] + ')', repr(classes)),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path = tmp_path / example
+    path.write_text(text + TINY)
+    return str(path)
+
+
+def coco(tmp_path):
+    return copied(tmp_path, 'det_coco.py', 'faster-rcnn_timm-fpn_demo-voc07.py', NAMES)
+
+
+def folders(tmp_path):
+    return copied(tmp_path, 'seg_folders.py', 'fpn_timm_demo-voc12.py', ('background', *NAMES))
+
+
+CONFIGS = {'det': coco, 'seg': folders}
+
+
+def refused(config, task, data_root, tmp_path, **settings):
+    options = runner.Options(
+        config=config, data_root=str(data_root), cfg_options=[f'{key}={one}' for key, one in settings.items()]
+    )
+    with pytest.raises(InputError) as error:
+        runner.plan(runner.find_task(task, 'fruit', config), {'R': 'none:resnet18'}, tmp_path / 'no', options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('task', 'names', 'titles', 'said'),
+    [
+        (
+            'det',
+            ['mAP_11point_fruit', 'mAP_area_fruit'],
+            ['mAP 11-point', 'mAP area'],
+            ['Detection, fruit', 'truth: dog, cow'],
+        ),
+        ('seg', ['mIoU_fruit'], ['mIoU'], ['Segmentation, fruit', 'truth: chair 12%, dog 12%']),
+    ],
+    ids=['det', 'seg'],
+)
+def test_the_examples_for_copying_run_and_their_results_are_compared_and_drawn(
+    task, names, titles, said, in_repo, backbone, fruit, tmp_path
+):
+    config = CONFIGS[task](tmp_path)
+    options = runner.Options(config=config, data_root=str(fruit))
+    asked = runner.find_task(task, 'fruit', config)
+    files = {'A': backbone, 'R': 'none:resnet18'}
+    for one in runner.plan(asked, files, tmp_path / f'w/{task}_fruit', options):
+        result = finetune.finetune(finetune.parse_args(one.arguments))
+        assert list(result['metrics']) == names and not result['demo']
+        assert result['images'] == ([4, 2] if task == 'det' else [2, 2])
+    assert load_predictions(one.work_dir, task)[1] == ('000005', '000006')
+
+    results = collect(tmp_path / 'w')
+    assert all(f'fruit {title}' in format_table(results) for title in titles)
+    content = note_transfer(tmp_path / 'w', results, [])
+    assert [one['metric'] for one in content['comparisons']] == names
+    report_transfer(tmp_path / 'w', results, content)
+    page = (tmp_path / 'w/report.html').read_text()
+    assert f'>{said[0]}<' in page and said[1] in page
+
+
+def test_mmdets_own_config_for_coco(in_repo, backbone, fruit, tmp_path):
+    path = tmp_path / 'retinanet.py'
+    path.write_text(RETINANET.format(base=stock('mmdet', 'retinanet/retinanet_r50_fpn_1x_coco.py')))
+    result, work_dir = run('det', 'fruit', str(path), backbone, fruit, tmp_path)
+    assert set(result['per_class']) == {'dog', 'cow'}, 'the test has no chair'
+    stored, _ = load_predictions(work_dir, 'det')
+    assert stored.boxes.tolist() == [[0, 1, 1], [0, 1, 1]]
+    path.write_text(path.read_text().replace("dataset = 'fruit'\n", ''))
+    with pytest.raises(
+        InputError, match='a config for data of your own says what that is called: dataset = '
+    ):
+        run('det', 'fruit', str(path), backbone, fruit, tmp_path)
+
+
+def test_its_entry_stands_beside_those_here():
+    own = dataset_of('seg', 'fruit')
+    assert own is dataset_of('seg', 'fruit') and own.own
+    assert ('seg', 'fruit') in all_datasets() and ('seg', 'fruit') not in DATASETS
+    assert not any(one.own for one in DATASETS.values())
+    assert all_metrics()['mIoU_fruit'].title == 'fruit mIoU'
+    with pytest.raises(InputError, match="'a/b' cannot name a folder"):
+        dataset_of('det', 'a/b')
+    with pytest.raises(InputError, match='need a --config'):
+        runner.find_task('det', 'fruit')
+    with pytest.raises(InputError, match='unknown task'):
+        runner.find_task('probe', 'fruit', 'x.py')
+
+
+def test_what_is_wrong_with_boxes_is_said(in_repo, fruit, tmp_path):
+    config = coco(tmp_path)
+    train, test = 'train_dataloader.dataset', 'val_dataloader.dataset'
+    cat = "('chair','dog','cat')"
+    for settings, said in (
+        (
+            {f'{one}.metainfo.classes': cat for one in (train, test)},
+            'no image of det_coco.py has a box of cat: is that spelled as in the annotations?',
+        ),
+        ({f'{test}.metainfo.classes': cat}, 'class 2 is cow here and cat there'),
+        ({'model.roi_head.bbox_head.num_classes': 20}, 'set model.roi_head.bbox_head.num_classes=3'),
+        ({f'{test}.data_prefix.img': 'train/'}, 'has 2 images, of which 2 are not there'),
+        ({f'{test}.ann_file': 'annotations/v.json'}, 'v.json: put the data there, or say with --data-root'),
+        (
+            {f'{test}.ann_file': 'annotations/train.json', f'{test}.data_prefix.img': 'train/'},
+            'trains and tests on 4 images',
+        ),
+        ({'dataset': 'obst'}, 'is for det obst, not det fruit'),
+    ):
+        assert said in refused(config, 'det', fruit, tmp_path, **settings), settings
+    annotations = fruit / 'fruit/annotations/val.json'
+    annotations.write_text(annotations.read_text()[:-1])
+    assert 'val.json is no JSON' in refused(config, 'det', fruit, tmp_path)
+
+
+def test_the_truth_of_test_images_is_there_in_their_own_size(in_repo, fruit, tmp_path):
+    config = coco(tmp_path)
+    for steps, said in (
+        ("[dict(type='LoadImageFromFile')]", 'tests without the truth'),
+        (
+            "[dict(type='LoadAnnotations', with_bbox=True), dict(type='Resize', scale=(9, 9))]",
+            'resizes the truth of test images: LoadAnnotations comes after Resize',
+        ),
+    ):
+        Path(config).write_text(
+            f'{Path(config).read_text()}\nval_dataloader["dataset"]["pipeline"] = {steps}\n'
+        )
+        assert said in refused(config, 'det', fruit, tmp_path)
+
+
+def test_what_is_wrong_with_masks_is_said(in_repo, fruit, tmp_path):
+    config = folders(tmp_path)
+    test = 'val_dataloader.dataset'
+    for settings, said in (
+        ({'model.decode_head.num_classes': 21}, 'set model.decode_head.num_classes=4'),
+        ({f'{test}.data_prefix.seg_map_path': 'masks/train'}, '2 masks are not there'),
+        ({f'{test}.img_suffix': '.png'}, 'no images in'),
+        (
+            {f'{test}.data_prefix.seg_map_path': 'images/val', f'{test}.seg_map_suffix': '.jpg'},
+            'has 3 channels where the index of a class is expected',
+        ),
+    ):
+        assert said in refused(config, 'seg', fruit, tmp_path, **settings), settings
+    mask = fruit / 'fruit/masks/val/000006.png'
+    values = np.array(Image.open(mask))
+    values[0, 0] = 4
+    Image.fromarray(values).save(mask)
+    said = refused(config, 'seg', fruit, tmp_path)
+    assert said.endswith('000006.png has the value 4, and the last of 4 classes is 3; 255 is no label')
+
+
+def test_images_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    assert image_names([tmp_path / 'a/1.jpg', tmp_path / 'b/2.jpg']) == ['1', '2']
+    assert image_names([tmp_path / 'a/1.jpg', tmp_path / 'b/1.jpg']) == ['a/1', 'b/1']
