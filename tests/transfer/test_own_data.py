@@ -13,6 +13,7 @@ from sd_pretrain.cli import InputError
 from transfer import finetune, runner
 from transfer.predictions import image_names, load_predictions
 from transfer.results import collect
+from transfer.samples import segmentation_samples
 from transfer.table import format_table
 from transfer.tasks import DATASETS, all_datasets, all_metrics, dataset_of
 from transfer.transfer_report import note_transfer, report_transfer
@@ -170,6 +171,29 @@ def test_mmdets_own_config_for_coco(in_repo, backbone, fruit, tmp_path):
         InputError, match='a config for data of your own says what that is called: dataset = '
     ):
         run('det', 'fruit', str(path), backbone, fruit, tmp_path)
+
+
+def test_voc_annotations_of_other_classes(in_repo, backbone, tiny_voc, tmp_path):
+    config = coco(tmp_path)
+    text = Path(config).read_text().replace("type='CocoDataset'", "type='XMLDataset'")
+    for part, images in (('train', 'trainval'), ('val', 'test')):
+        text = text.replace(f'annotations/{part}.json', f'ImageSets/Main/{images}.txt')
+    text = text.replace("img='train/'", "sub_data_root=''").replace("img='val/'", "sub_data_root=''")
+    text = text.replace("('chair'", "('bird'")  # training shows other classes than the test, and more
+    Path(config).write_text(text.replace('data/fruit', 'data/VOCdevkit/VOC2007'))
+    result, work_dir = run('det', 'fruit', config, backbone, tiny_voc, tmp_path)
+    assert result['images'] == [4, 2] and set(result['per_class']) == {'cow', 'dog'}
+    assert load_predictions(work_dir, 'det')[0].boxes.tolist() == [[0, 0, 1], [0, 1, 0]]
+
+
+def test_masks_whose_zero_is_no_label(in_repo, backbone, fruit, tmp_path):
+    config = folders(tmp_path)
+    text = Path(config).read_text().replace("('background', 'chair'", "('chair'")
+    Path(config).write_text(text.replace('own = dict(', 'own = dict(reduce_zero_label=True, '))
+    result, work_dir = run('seg', 'fruit', config, backbone, fruit, tmp_path)
+    assert set(result['per_class']) == {'chair', 'dog', 'cow'}
+    (sample,) = segmentation_samples({'A': work_dir}, count=1)
+    assert sample.panels[0].text == 'truth: chair 12%, dog 12%'
 
 
 def test_its_entry_stands_beside_those_here():
