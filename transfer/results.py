@@ -10,7 +10,7 @@ from typing import Any
 
 from sd_pretrain.cli import InputError
 from sd_pretrain.work_dir import read_json
-from transfer.tasks import dataset_of
+from transfer.tasks import TASKS, dataset_of
 
 # What :func:`transfer.transfer_report.note_transfer` writes.
 NOTED = 'transfer.json'
@@ -36,7 +36,7 @@ def collect(root: str | Path, first: Iterable[str] = ()) -> list[dict[str, Any]]
         missing = {'name', 'task', 'seed', 'metrics'} - set(result if isinstance(result, dict) else ())
         if missing:
             raise InputError(f'{path} lacks {", ".join(sorted(missing))}; {remedy}')
-        if result.get('dataset'):
+        if result['task'] in TASKS and result.get('dataset'):
             dataset_of(result['task'], result['dataset'])  # from now on its metrics are known
         results.append(result | {'work_dir': str(path.parent)})
     order = list(dict.fromkeys([*first, *_last_order(root)]))
