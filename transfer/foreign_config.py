@@ -237,6 +237,7 @@ def _voc(cfg: Config, task: str) -> str:
 
 
 def _voc_classes(cfg: Config) -> int:
+    """How many classes the boxes are of: VOC's, or those that the config names."""
     classes = (open_datasets([cfg.val_dataloader.dataset])[0].get('metainfo') or {}).get('classes')
     return len(classes) if isinstance(classes, list | tuple) else len(CLASSES)
 

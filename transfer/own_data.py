@@ -16,8 +16,8 @@ from transfer.image_lists import datasets_of, image_list, open_datasets
 from transfer.predictions import image_paths
 from transfer.tasks import TASKS
 from transfer.truth import mask_of, open_dataset
+from transfer.voc import BORDER
 
-_BORDER = 255
 # Masks of each list that are looked into, spread over it.
 _MASKS = 300
 
@@ -122,10 +122,10 @@ def _check_masks(dataset: Any, pipeline: list[dict], classes: int) -> None:
         raise InputError(f'{len(missing)} masks are not there: {", ".join(map(str, missing[:3]))}')
     for index in places[:: -(-len(dataset) // _MASKS)]:
         values = np.unique(mask_of(dataset, index, pipeline))
-        wrong = values[(values >= classes) & (values != _BORDER)]
+        wrong = values[(values >= classes) & (values != BORDER)]
         if len(wrong):
             path = dataset.get_data_info(index)['seg_map_path']
             raise InputError(
                 f'{path} has the value {wrong[0]}, and the last of {classes} classes is {classes - 1}; '
-                f'{_BORDER} is no label'
+                f'{BORDER} is no label'
             )
