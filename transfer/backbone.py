@@ -158,16 +158,14 @@ def _freeze_nothing(part: Any) -> None:
 def _put_network(cfg: Any, backbone: Backbone, name: str) -> None:
     """Put a network of timm's into a config for any of them."""
     network = backbone.network
-    if cfg.task == 'probe':
-        if network is None:
-            what = f'a {backbone.arch}' if backbone.arch else 'for random weights of one'
-            raise InputError(f'{name} is for networks that are no plain ResNets, {backbone.path} is {what}')
-        network.check_size(cfg.view.crop)
-        return
     if network is None and backbone.arch is None:
         raise InputError(
             f'{name} is for any network, and {RANDOM!r} names none: say which, as {RANDOM}:resnet50'
         )
+    if cfg.task == 'probe':
+        if network is not None:
+            network.check_size(cfg.view.crop)
+        return
     network = network or TimmNetwork(backbone.arch)  # its names of a plain ResNet's weights are torchvision's
     neck = cfg.model.get('neck') or {}
     neck = neck[0] if isinstance(neck, list) else neck  # the others go on with its maps

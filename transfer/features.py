@@ -21,9 +21,9 @@ from torchvision.transforms import functional
 from sd_pretrain.cli import InputError
 from sd_pretrain.work_dir import one_at_a_time, whole
 from transfer.backbone import Backbone, config_arch, prove_loaded
+from transfer.labelled_images import read_images
 from transfer.run_record import lists_sha256
 from transfer.verify import reference_network
-from transfer.voc import CLASSES, read_annotation, read_list
 
 SPLITS = ('train', 'val')
 _SAY_EVERY = 10  # batches
@@ -69,7 +69,9 @@ def build_backbone(cfg: Config, backbone: Backbone, seed: int) -> tuple[FrozenBa
     torch.manual_seed(seed)
     given, images = backbone.network, dict(cfg.model.data_preprocessor)
     if given is None:
-        network = FrozenBackbone(reference_network(config_arch(cfg), 0, 'torchvision'), **images)
+        network = FrozenBackbone(
+            reference_network(config_arch(cfg) or backbone.arch, 0, 'torchvision'), **images
+        )
     else:
         images |= {'mean': given.mean, 'std': given.std} if given.mean else {}
         network = FrozenBackbone(given.build(), **images)
@@ -116,12 +118,10 @@ def extract(cfg: Config, network: FrozenBackbone, say: Callable[[str], None]) ->
     found = {}
     for split in SPLITS:
         loader = cfg[f'{split}_dataloader']
-        root = Path(loader.dataset.data_root)
-        names = read_list(root / loader.dataset.ann_file)
-        found[f'{split}_names'] = np.array(names)
-        found[f'{split}_labels'] = read_labels(root, names)
-        paths = [root / 'JPEGImages' / f'{name}.jpg' for name in names]
-        parts = []
+        images = read_images(cfg, split)
+        found[f'{split}_names'] = np.array(images.names)
+        found[f'{split}_labels'] = images.labels
+        paths, parts = images.paths, []
         with ThreadPoolExecutor(max(1, loader.num_workers)) as pool:
             for start in range(0, len(paths), loader.batch_size):
                 end = start + loader.batch_size
@@ -131,33 +131,6 @@ def extract(cfg: Config, network: FrozenBackbone, say: Callable[[str], None]) ->
                     say(f'Iter(test) [{end}/{len(paths)}]  {split} features')
         found[f'{split}_features'] = np.concatenate(parts)
     return found
-
-
-def read_labels(root: Path, names: Sequence[str]) -> np.ndarray:
-    """Which classes images show, as VOC's classification task has it.
-
-    Args:
-        root: the folder ``VOC2007``.
-        names: of the images.
-
-    Returns:
-        int8 ``(N, 20)``: 1 if an image shows the class, -1 if not, 0 if all objects of it are "difficult".
-
-    Raises:
-        InputError: an annotation is missing or damaged.
-    """
-    labels = np.full((len(names), len(CLASSES)), -1, np.int8)
-    for row, name in zip(labels, names, strict=True):
-        path = root / 'Annotations' / f'{name}.xml'
-        try:
-            for box in read_annotation(path).boxes:
-                if box.name not in CLASSES:
-                    raise ValueError(f'{box.name!r} is none of the 20 classes of VOC')
-                column = CLASSES.index(box.name)
-                row[column] = max(row[column], 0 if box.difficult else 1)
-        except (OSError, ValueError) as error:
-            raise InputError(f'cannot read {path}: {error}; unpack it again from its archive') from None
-    return labels
 
 
 def kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

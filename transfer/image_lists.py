@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from sd_pretrain.cli import InputError
 
@@ -76,8 +77,9 @@ def image_list(dataset: dict[str, Any]) -> ImageList:
         return ImageList(content, len(images))
     prefix = dataset.get('data_prefix') or {}
     folder = path / (prefix.get('img_path') or prefix.get('img') or '')
-    files = folder.rglob(f'*{dataset.get("img_suffix", "")}')
-    names = sorted(one.relative_to(folder).as_posix() for one in files if one.is_file())
+    suffix = dataset.get('img_suffix', '').lower() or IMG_EXTENSIONS
+    found = (one for one in folder.rglob('*') if has_file_allowed_extension(one.name, suffix))
+    names = sorted(one.relative_to(folder).as_posix() for one in found)
     if not names:
         raise InputError(
             f'no images in {folder}: put the data there, or say with --data-root where "data" is'

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from sd_pretrain.cli import InputError
 from transfer.foreign_config import check_heads, check_test_pipeline
 from transfer.image_lists import datasets_of, image_list, open_datasets
+from transfer.labelled_images import check_folders
 from transfer.predictions import image_paths
 from transfer.tasks import TASKS
 from transfer.truth import mask_of, open_dataset
@@ -23,15 +24,18 @@ _MASKS = 300
 
 
 def check_own_data(cfg: Config) -> None:
-    """Check the data of a config for detection or segmentation, its data root set.
+    """Check the data of a config, its data root set.
 
     Images are there, none is both trained on and tested on, training and test have the same classes and the
     heads as many, and boxes and masks speak of those classes. Images are not opened, and of masks those of
-    300 images of each list.
+    300 images of each list. For probes see :func:`transfer.labelled_images.check_folders`.
 
     Raises:
         InputError: something is missing or wrong; names it.
     """
+    if cfg.task == 'probe':
+        check_folders(cfg)
+        return
     name = Path(cfg.filename).name
     configs = {part: open_datasets([cfg[part].dataset]) for part in ('train_dataloader', 'val_dataloader')}
     for one in datasets_of(cfg):

@@ -1,4 +1,4 @@
-"""Probe the frozen features of a backbone on VOC: ``python -m transfer.probe CONFIG --backbone FILE``.
+"""Probe the frozen features of a backbone: ``python -m transfer.probe CONFIG --backbone FILE``.
 
 The probes are those of :mod:`transfer.probes`: a linear SVM on all of trainval, nearest neighbours, and SVMs
 on 1, 2, 4, ... images a class; mAP over the classes on test. Only the last of these depend on the seed, and
@@ -23,14 +23,15 @@ from sd_pretrain.launch import is_main_process
 from sd_pretrain.memory import keep_freed_memory
 from sd_pretrain.work_dir import write_json
 from transfer.backbone import Backbone, put_into, read_backbone
-from transfer.features import build_backbone, extract, feature_key, kept, read_labels
+from transfer.features import build_backbone, extract, feature_key, kept
 from transfer.finetune import parse_args
+from transfer.image_lists import list_file
+from transfer.labelled_images import class_names, read_images
 from transfer.predictions import save_predictions
 from transfer.probes import knn_scores, linear_scores, low_shot_scores
 from transfer.ranking import Scores, class_aps
 from transfer.run_record import load_config, open_run
 from transfer.tasks import dataset_of
-from transfer.voc import CLASSES, read_list
 
 _SETTINGS = ('view', 'svm', 'low_shot', 'knn')
 
@@ -92,11 +93,9 @@ def check_enough(cfg: Config) -> None:
     Raises:
         InputError: a class has too few, or there are fewer images than neighbours; says what to set.
     """
-    dataset = cfg.train_dataloader.dataset
-    root, path = Path(dataset.data_root), Path(dataset.data_root) / dataset.ann_file
-    labels = read_labels(root, read_list(path))
+    path, labels = list_file(cfg.train_dataloader.dataset), read_images(cfg, 'train').labels
     if len(labels) < cfg.knn.k:
-        raise InputError(f'{path} names {len(labels)} images, fewer than {cfg.knn.k} neighbours; set knn.k')
+        raise InputError(f'{path} has {len(labels)} images, fewer than {cfg.knn.k} neighbours; set knn.k')
     counts = (labels > 0).sum(0)
     rarest = int(counts.argmin())
     there, shots = int(counts[rarest]), list(cfg.low_shot.shots)
@@ -108,7 +107,7 @@ def check_enough(cfg: Config) -> None:
         fewer.append(f'svm.folds={there}' if there > 1 else 'svm.costs=[1.0]')
     if there < 1 or fewer:
         raise InputError(
-            f'{path}: {there} images show a {CLASSES[rarest]} and {max(folds, *shots, 1)} are needed'
+            f'{path}: {there} images show a {class_names(cfg)[rarest]} and {max(folds, *shots, 1)} are needed'
             + (f'; take fewer, with --cfg-options {" ".join(fewer)}' if there else '')
         )
 
@@ -150,7 +149,7 @@ def _scores(args: Namespace, cfg: Config, backbone: Backbone) -> tuple[Scores, l
     )
     for name in every:
         say(f'{name}: mAP {100 * np.nanmean(class_aps(scores, name)):.2f}')
-    costs = dict(zip(CLASSES, seedless['costs'].tolist(), strict=True))
+    costs = dict(zip(class_names(cfg), seedless['costs'].tolist(), strict=True))
     return scores, data['val_names'].tolist(), costs
 
 
@@ -172,7 +171,9 @@ def _summary(cfg: Config, scores: Scores, backbone: Backbone) -> dict[str, Any]:
             if scores.of_kind(*one.how)
         },
         'per_class': {
-            name: float(value) for name, value in zip(CLASSES, per_class, strict=True) if not np.isnan(value)
+            name: float(value)
+            for name, value in zip(class_names(cfg), per_class, strict=True)
+            if not np.isnan(value)
         },
         'low_shot': {
             name.removeprefix('low_shot_'): float(np.nanmean(class_aps(scores, name)))

@@ -87,12 +87,11 @@ def find_task(task: str, dataset: str, config: str | None = None) -> Dataset:
     """
     if (task, dataset) in DATASETS:
         return DATASETS[task, dataset]
-    if config and task in TASKS and TASKS[task].scope:
+    if config and task in TASKS:
         return dataset_of(task, dataset)
     known = ', '.join(' '.join(pair) for pair in DATASETS)
     raise InputError(
-        f'unknown task {task!r} on dataset {dataset!r}: there are {known}; det and seg on data of your own '
-        'need a --config'
+        f'unknown task {task!r} on dataset {dataset!r}: there are {known}; data of your own need a --config'
     )
 
 

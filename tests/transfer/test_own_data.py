@@ -10,7 +10,7 @@ from foreign_common import run, stock
 from PIL import Image
 
 from sd_pretrain.cli import InputError
-from transfer import finetune, runner
+from transfer import finetune, probe, runner
 from transfer.predictions import image_names, load_predictions
 from transfer.results import collect
 from transfer.samples import segmentation_samples
@@ -193,6 +193,61 @@ def test_masks_whose_zero_is_no_label(in_repo, backbone, fruit, tmp_path):
     assert sample.panels[0].text == 'truth: chair 12%, dog 12%'
 
 
+@pytest.fixture
+def painted(tmp_path):
+    """``data/fruit/{train,val}/{green,red}`` of 6 and 3 images each, one of them in a folder of its own."""
+    rng = np.random.default_rng(0)
+    for part, count in (('train', 6), ('val', 3)):
+        for place, name in enumerate(('green', 'red')):
+            for number in range(count):
+                pixels = rng.integers(0, 120, (40, 48, 3), dtype=np.uint8)
+                pixels[..., 1 - place] += 100
+                path = tmp_path / f'data/fruit/{part}/{name}' / ('', 'more')[number == 0] / f'{number}.png'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    (path.parent / 'notes.txt').write_text('no image')
+    return tmp_path / 'data'
+
+
+FEW = ['knn.k=3', 'svm.folds=2', 'low_shot.shots=[1,2]', 'view.resize=32', 'view.crop=32']
+
+
+def test_probes_of_folders(in_repo, backbone, painted, tmp_path):
+    config = tmp_path / 'probe.py'
+    text = (REPO / 'configs/own/probe_folders.py').read_text().replace('NAME', 'fruit')
+    config.write_text(text.replace("'../probe", f"'{REPO}/configs/probe"))
+    options = runner.Options(
+        config=str(config), data_root=str(painted), cfg_options=FEW, work_dir=tmp_path / 'w'
+    )
+    asked = runner.find_task('probe', 'fruit', str(config))
+    # ResNets and others by the same config.
+    files = {'A': backbone, 'R': 'none:resnet18', 'X': 'none:test_convnext'}
+    for one in runner.plan(asked, files, tmp_path / 'w/probe_fruit', options):
+        result = probe.probe(finetune.parse_args(one.arguments))
+        assert list(result['metrics']) == [f'mAP_{kind}_fruit' for kind in ('linear', 'knn', 'low_shot')]
+        assert list(result['per_class']) == ['green', 'red'] and result['images'] == [12, 6]
+        assert result['metrics']['mAP_linear_fruit'] == 1, 'any network tells these'
+        names = load_predictions(one.work_dir, 'probe')[1]
+        assert names[0] == 'green/1.png' and names[2] == 'green/more/0.png' and len(names) == 6
+    results = collect(tmp_path / 'w')
+    note_transfer(tmp_path / 'w', results, [])
+    assert 'fruit mAP k-NN' in format_table(results)
+
+    def said(**settings):
+        return refused(str(config), 'probe', painted, tmp_path, **settings)
+
+    val = 'val_dataloader.dataset.data_root'
+    assert 'fits to and tests on 12 images' in said(**{val: 'data/fruit/train'})
+    assert 'has no folders, one for each class' in said(**{val: 'data/obst'})
+    (painted / 'fruit/val/blue').mkdir()
+    assert 'blue is of a class that' in said()
+    shutil.move(painted / 'fruit/val/blue', painted / 'fruit/train/blue')
+    assert 'blue has no images (.jpg' in said()
+    (painted / 'fruit/train/blue').rmdir()
+    with pytest.raises(InputError, match='none. names none: say which, as none:resnet50'):
+        runner.plan(asked, {'R': 'none'}, tmp_path / 'no', options)
+
+
 def test_its_entry_stands_beside_those_here():
     own = dataset_of('seg', 'fruit')
     assert own is dataset_of('seg', 'fruit') and own.own
@@ -204,7 +259,7 @@ def test_its_entry_stands_beside_those_here():
     with pytest.raises(InputError, match='need a --config'):
         runner.find_task('det', 'fruit')
     with pytest.raises(InputError, match='unknown task'):
-        runner.find_task('probe', 'fruit', 'x.py')
+        runner.find_task('pose', 'fruit', 'x.py')
 
 
 def test_what_is_wrong_with_boxes_is_said(in_repo, fruit, tmp_path):

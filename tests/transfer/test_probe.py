@@ -18,7 +18,8 @@ from sd_pretrain.cli import InputError, set_data_root
 from transfer import features, finetune, probe, runner
 from transfer.backbone import read_backbone
 from transfer.evidence import compare, compare_classes
-from transfer.features import build_backbone, extract, kept, read_labels
+from transfer.features import build_backbone, extract, kept
+from transfer.labelled_images import read_labels
 from transfer.predictions import load_predictions
 from transfer.ranking import resampled_class_aps
 from transfer.results import collect

@@ -238,7 +238,7 @@ def test_it_stands_in_one_table_with_a_resnet(data_root, fetched, tmp_path, run_
     [
         (('probe', 'voc07'), ['c', 'none'], {}, "'none' beside no plain ResNet .* say none:test_convnext"),
         (('det', 'voc07'), ['c', 'none'], {}, "timm-fpn.* 'none' names none: say which, as none:resnet50"),
-        (('probe', 'voc07'), ['none'], {'config': CONFIG}, 'no plain ResNets, none is for random weights'),
+        (('probe', 'voc07'), ['none'], {'config': CONFIG}, 'is for any network, and .none. names none'),
     ],
 )
 def test_what_takes_plain_resnets_says_so(task, files, how, message, data_root, tmp_path, in_repo):
