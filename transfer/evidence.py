@@ -20,7 +20,7 @@ from transfer.predictions import load_predictions
 from transfer.ranking import resampled_class_aps
 from transfer.statistics import LEVEL, Interval, Verdict, holm, seed_difference, verdict
 from transfer.table import Row, rows
-from transfer.tasks import TASKS, all_metrics
+from transfer.tasks import TASKS, all_metrics, detailed
 
 # By task, from predictions and resamples of the test images: the values of all classes in each, whose mean is
 # the metric.
@@ -122,7 +122,8 @@ def compare_classes(
         results: as for :func:`compare`.
         name: the backbone.
         baseline: the baseline.
-        task: a key of :data:`transfer.tasks.TASKS`; its main metric is looked at, class by class.
+        task: a key of :data:`transfer.tasks.TASKS`; the main metric of one of its data sets, the first, is
+            looked at, class by class.
         resamples: number of bootstrap resamples of the test images.
 
     Returns:
@@ -131,8 +132,10 @@ def compare_classes(
     Raises:
         InputError: runs of the task were tested on different images.
     """
-    metric = TASKS[task].metrics[0].name
-    mine = [run for run in results if run['task'] == task and metric in run['metrics']]
+    mine = [run for run in results if run['task'] == task]
+    dataset = detailed(task, {run.get('dataset') for run in mine})
+    metric = (dataset or TASKS[task]).metrics[0].name
+    mine = [run for run in mine if metric in run['metrics']]
     runs = {
         one: sorted((run for run in mine if run['name'] == one), key=lambda run: run['seed'])
         for one in (name, baseline)

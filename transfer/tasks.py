@@ -75,7 +75,7 @@ class Dataset:
         classes: title of its chart of classes.
         card: its name in model cards.
         prefix: of the titles of its metrics, whose names then end in ``_<name>``; empty for the task's first
-            data set, which alone is compared class by class.
+            data set.
         images: folders that a foreign config must train on, and test on, to be one for it.
     """
 
@@ -261,5 +261,5 @@ def all_metrics() -> dict[str, Metric]:
 
 
 def detailed(task: str, names: Collection[str]) -> Dataset | None:
-    """The first of ``names``: the data set of a task that a report shows precision and samples of."""
+    """The first of ``names``: the data set of a task that a report looks at class by class and in samples."""
     return next((one for one in all_datasets().values() if one.task == task and one.name in names), None)

@@ -230,7 +230,8 @@ def test_probes_of_folders(in_repo, backbone, painted, tmp_path):
         names = load_predictions(one.work_dir, 'probe')[1]
         assert names[0] == 'green/1.png' and names[2] == 'green/more/0.png' and len(names) == 6
     results = collect(tmp_path / 'w')
-    note_transfer(tmp_path / 'w', results, [])
+    content = note_transfer(tmp_path / 'w', results, [])
+    assert {one['class'] for one in content['class_comparisons']} == {'green', 'red'}
     assert 'fruit mAP k-NN' in format_table(results)
 
     def said(**settings):
