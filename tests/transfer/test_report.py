@@ -86,7 +86,11 @@ def report(table5, tmp_path_factory):
     leave_config(curves['S<D'], [2, 4])
     photo = Image.new('RGB', (160, 128), (90, 120, 150))
     panels = tuple(
-        Panel(title, draw_boxes(photo, [Detection('dog', (10, 10, 60, 60), score)]), f'{title}: dog {score}')
+        Panel(
+            title,
+            draw_boxes(photo, [Detection('dog', (10, 10, 60, 60), score)], ['dog']),
+            f'{title}: dog {score}',
+        )
         for title, score in (('truth', None), ('BL', 0.71), ('S<D', 0.92))
     )
     provenance = collect_provenance(['bash tools/table5.sh --seeds "0 1"'])

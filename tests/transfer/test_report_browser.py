@@ -110,7 +110,9 @@ def report(tmp_path_factory):
     names = list(dict.fromkeys(one['name'] for one in results))
     photo = Image.new('RGB', (160, 128), (90, 120, 150))
     panels = tuple(
-        Panel(name, draw_boxes(photo, [Detection('dog', (10, 10, 60, 60), 0.9)]), f'{name}: dog 0.90')
+        Panel(
+            name, draw_boxes(photo, [Detection('dog', (10, 10, 60, 60), 0.9)], ['dog']), f'{name}: dog 0.90'
+        )
         for name in ('truth', *names)
     )
     from transfer.transfer_report import costs
