@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ from sd_pretrain.cli import InputError
 
 @dataclass(frozen=True)
 class ImageList:
-    """What a dataset is of: the content of its list, the same wherever the data is, and how many images."""
+    """What a dataset is of: the SHA-256 of its list, the same wherever the data is, and how many images."""
 
-    content: bytes
+    sha256: bytes
     images: int
 
 
@@ -65,23 +67,31 @@ def image_list(dataset: dict[str, Any]) -> ImageList:
     if dataset.get('ann_file'):
         if not path.is_file():
             raise InputError(f'no {path}: put the data there, or say with --data-root where "data" is')
-        content = path.read_bytes()
-        if path.suffix != '.json':
-            return ImageList(content, sum(bool(line.strip()) for line in content.splitlines()))
-        try:
-            found = json.loads(content)
-        except ValueError as error:
-            raise InputError(f'{path} is no JSON: {error}') from error
-        # As COCO has it; as mmengine's datasets have it; a plain list.
-        images = found.get('images', found.get('data_list', ())) if isinstance(found, dict) else found
-        return ImageList(content, len(images))
+        found = path.stat()
+        return _read(path, found.st_size, found.st_mtime_ns)
     prefix = dataset.get('data_prefix') or {}
     folder = path / (prefix.get('img_path') or prefix.get('img') or '')
     suffix = dataset.get('img_suffix', '').lower() or IMG_EXTENSIONS
-    found = (one for one in folder.rglob('*') if has_file_allowed_extension(one.name, suffix))
-    names = sorted(one.relative_to(folder).as_posix() for one in found)
+    images = (one for one in folder.rglob('*') if has_file_allowed_extension(one.name, suffix))
+    names = sorted(one.relative_to(folder).as_posix() for one in images)
     if not names:
         raise InputError(
             f'no images in {folder}: put the data there, or say with --data-root where "data" is'
         )
-    return ImageList('\n'.join(names).encode(), len(names))
+    return ImageList(hashlib.sha256('\n'.join(names).encode()).digest(), len(names))
+
+
+@cache
+def _read(path: Path, *_: int) -> ImageList:
+    """A list in a file of a size and time; COCO's are of hundreds of megabytes, and read for each run."""
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).digest()
+    if path.suffix != '.json':
+        return ImageList(sha256, sum(bool(line.strip()) for line in content.splitlines()))
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise InputError(f'{path} is no JSON: {error}') from error
+    # As COCO has it; as mmengine's datasets have it; a plain list.
+    images = found.get('images', found.get('data_list', ())) if isinstance(found, dict) else found
+    return ImageList(sha256, len(images))

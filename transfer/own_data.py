@@ -14,7 +14,6 @@ from sd_pretrain.cli import InputError
 from transfer.foreign_config import check_heads, check_test_pipeline
 from transfer.image_lists import datasets_of, image_list, open_datasets
 from transfer.labelled_images import check_folders
-from transfer.predictions import image_paths
 from transfer.tasks import TASKS
 from transfer.truth import mask_of, open_dataset
 from transfer.voc import BORDER
@@ -83,7 +82,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _images(what: str, datasets: Sequence[Any]) -> list[Path]:
     """Paths of the images."""
-    paths = [path for one in datasets for path in image_paths(one)]
+    paths = [Path(info['img_path']) for one in datasets for info in one.data_list]
     if not paths:
         raise InputError(f'the {what} has no images')
     missing = [path for path in paths if not path.is_file()]
@@ -98,10 +97,8 @@ def _images(what: str, datasets: Sequence[Any]) -> list[Path]:
 def _check_boxes(name: str, classes: Sequence[str], trained: Sequence[Any], tested: Sequence[Any]) -> None:
     counts = [np.zeros(len(classes), int) for _ in range(2)]
     for count, datasets in zip(counts, (trained, tested), strict=True):
-        for one in datasets:
-            for index in range(len(one)):
-                for box in one.get_data_info(index)['instances']:
-                    count[box['bbox_label']] += not box.get('ignore_flag')
+        for box in (box for one in datasets for info in one.data_list for box in info['instances']):
+            count[box['bbox_label']] += not box.get('ignore_flag')
     for count, what in zip(counts, ('training', 'test'), strict=True):
         if not count.any():
             raise InputError(
@@ -116,20 +113,15 @@ def _check_boxes(name: str, classes: Sequence[str], trained: Sequence[Any], test
 
 
 def _check_masks(dataset: Any, pipeline: list[dict], classes: int) -> None:
-    places = range(len(dataset))
-    missing = [
-        path
-        for path in (dataset.get_data_info(one).get('seg_map_path') for one in places)
-        if path is None or not Path(path).is_file()
-    ]
+    masks = [info.get('seg_map_path') for info in dataset.data_list]
+    missing = [path for path in masks if path is None or not Path(path).is_file()]
     if missing:
         raise InputError(f'{len(missing)} masks are not there: {", ".join(map(str, missing[:3]))}')
-    for index in places[:: -(-len(dataset) // _MASKS)]:
+    for index in range(0, len(masks), -(-len(masks) // _MASKS)):
         values = np.unique(mask_of(dataset, index, pipeline))
         wrong = values[(values >= classes) & (values != BORDER)]
         if len(wrong):
-            path = dataset.get_data_info(index)['seg_map_path']
             raise InputError(
-                f'{path} has the value {wrong[0]}, and the last of {classes} classes is {classes - 1}; '
-                f'{BORDER} is no label'
+                f'{masks[index]} has the value {wrong[0]}, and the last of {classes} classes is '
+                f'{classes - 1}; {BORDER} is no label'
             )

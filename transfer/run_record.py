@@ -72,7 +72,7 @@ def lists_sha256(cfg: Config) -> str:
     """
     found = hashlib.sha256()
     for one in datasets_of(cfg):
-        found.update(hashlib.sha256(image_list(one).content).digest())
+        found.update(image_list(one).sha256)
     return found.hexdigest()
 
 

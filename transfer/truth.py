@@ -15,7 +15,7 @@ from transfer.draw import Detection
 
 
 def open_dataset(dataset: Mapping[str, Any], scope: str) -> Any:
-    """Build a plain dataset of a config: all of its images, as it lists them, with no pipeline.
+    """Build a plain dataset of a config: all of its images, as it lists them, in ``data_list``; no pipeline.
 
     Args:
         dataset: its config, the data root set.
