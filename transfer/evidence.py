@@ -17,7 +17,7 @@ from transfer.bootstrap import (
     resampled_iou,
 )
 from transfer.predictions import load_predictions
-from transfer.ranking import resampled_class_aps
+from transfer.ranking import resampled_scores
 from transfer.statistics import LEVEL, Interval, Verdict, holm, seed_difference, verdict
 from transfer.table import Row, rows
 from transfer.tasks import TASKS, all_metrics, detailed
@@ -27,7 +27,7 @@ from transfer.tasks import TASKS, all_metrics, detailed
 _RESAMPLED: dict[str, Callable[..., np.ndarray]] = {
     'det': resampled_ap,
     'seg': resampled_iou,
-    'probe': resampled_class_aps,
+    'probe': resampled_scores,
 }
 # Metrics are fractions: what float64 leaves of equal ones.
 _ROUNDING = 1e-9

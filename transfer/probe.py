@@ -1,7 +1,8 @@
 """Probe the frozen features of a backbone: ``python -m transfer.probe CONFIG --backbone FILE``.
 
 The probes are those of :mod:`transfer.probes`: a linear SVM on all of trainval, nearest neighbours, and SVMs
-on 1, 2, 4, ... images a class; mAP over the classes on test. Only the last of these depend on the seed, and
+on 1, 2, 4, ... images a class; mAP over the classes on test, and top-1 accuracy of the first two where each
+image shows one class. Only the last of these depend on the seed, and
 all of them with random weights.
 """
 
@@ -29,7 +30,7 @@ from transfer.image_lists import list_file
 from transfer.labelled_images import class_names, read_images
 from transfer.predictions import save_predictions
 from transfer.probes import knn_scores, linear_scores, low_shot_scores
-from transfer.ranking import Scores, class_aps
+from transfer.ranking import Scores, class_aps, top1
 from transfer.run_record import load_config, open_run
 from transfer.tasks import dataset_of
 
@@ -162,14 +163,16 @@ def _say(log: Path, line: str) -> None:
 
 def _summary(cfg: Config, scores: Scores, backbone: Backbone) -> dict[str, Any]:
     """Return what result.json says of the scores, as fractions."""
-    metrics = dataset_of(cfg.task, cfg.dataset).metrics
+    metrics, values = dataset_of(cfg.task, cfg.dataset).metrics, {}
+    for one in metrics:
+        kind, *measure = one.how
+        if scores.of_kind(kind) and not measure:
+            values[one.name] = float(np.nanmean(class_aps(scores, kind)))
+        elif scores.of_kind(kind) and scores.one_class_each:
+            values[one.name] = top1(scores, kind)
     per_class = class_aps(scores, *metrics[0].how)
     return {
-        'metrics': {
-            one.name: float(np.nanmean(class_aps(scores, *one.how)))
-            for one in metrics
-            if scores.of_kind(*one.how)
-        },
+        'metrics': values,
         'per_class': {
             name: float(value)
             for name, value in zip(class_names(cfg), per_class, strict=True)
@@ -181,7 +184,9 @@ def _summary(cfg: Config, scores: Scores, backbone: Backbone) -> dict[str, Any]:
             if name.startswith('low_shot_')
         },
         # Another seed would give the same.
-        'seedless': [one.name for one in metrics if one.seedless and not backbone.random],
+        'seedless': [
+            one.name for one in metrics if one.name in values and one.seedless and not backbone.random
+        ],
     }
 
 

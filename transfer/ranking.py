@@ -1,4 +1,4 @@
-"""Classification by rank: average precision of image scores, and its bootstrap over the test images."""
+"""Classification by scores: average precision, top-1 accuracy, and their bootstrap over the test images."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class Scores:
     def shown(self) -> np.ndarray:
         """Whether each image shows each class: ``(N, C)``."""
         return self.label > 0
+
+    @property
+    def one_class_each(self) -> bool:
+        """Whether each image shows one class: top-1 accuracy has a meaning."""
+        return bool((self.shown.sum(1) == 1).all() and self.label.all())
 
     def of_kind(self, kind: str) -> list[int]:
         """Places of the probes of one kind, such as ``'linear'`` or ``'low_shot'``."""
@@ -74,20 +79,28 @@ def class_aps(run: Scores, kind: str) -> np.ndarray:
     return np.mean(aps, axis=0)
 
 
-def resampled_class_aps(run: Scores, counts: np.ndarray, kind: str) -> np.ndarray:
-    """:func:`class_aps` in every resample of the test images.
+def top1(run: Scores, kind: str) -> float:
+    """Share of the images whose class has the highest score, the mean over the probes of one kind."""
+    return float(resampled_scores(run, np.ones((1, len(run.label))), kind, 'top1').mean())
+
+
+def resampled_scores(run: Scores, counts: np.ndarray, kind: str, measure: str = 'ap') -> np.ndarray:
+    """:func:`class_aps` or :func:`top1` in every resample of the test images.
 
     Args:
         run: the run's scores.
         counts: ``(R, N)``, see :func:`transfer.bootstrap.draw`.
         kind: kind of probe.
+        measure: ``'ap'`` or ``'top1'``.
 
     Returns:
-        ``(R, C)``, NaN where a resample has no positive of the class.
+        ``(R, C)``, NaN where a resample has no positive of the class; of top-1 ``(R, 1)``.
     """
-    return np.mean(
-        [resampled_ap(_detections(run, place), counts, 'area') for place in run.of_kind(kind)], axis=0
-    )
+    places = run.of_kind(kind)
+    if measure == 'top1':
+        right = run.score[places].argmax(2) == run.label.argmax(1)
+        return (counts @ right.mean(0) / counts.sum(1))[:, None]
+    return np.mean([resampled_ap(_detections(run, place), counts, 'area') for place in places], axis=0)
 
 
 def _detections(run: Scores, place: int) -> Detections:

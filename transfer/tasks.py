@@ -144,6 +144,9 @@ TASKS = {
             Metric('mAP_linear', 'mAP linear', ('linear',), seedless=True),
             Metric('mAP_knn', 'mAP k-NN', ('knn',), seedless=True),
             Metric('mAP_low_shot', 'mAP low-shot', ('low_shot',)),
+            # Of images that show one class each.
+            Metric('top1_linear', 'top-1 linear', ('linear', 'top1'), seedless=True),
+            Metric('top1_knn', 'top-1 k-NN', ('knn', 'top1'), seedless=True),
         ),
         hugging_face='image-classification',
         metric_type='mAP',

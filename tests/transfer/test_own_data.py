@@ -224,15 +224,18 @@ def test_probes_of_folders(in_repo, backbone, painted, tmp_path):
     files = {'A': backbone, 'R': 'none:resnet18', 'X': 'none:test_convnext'}
     for one in runner.plan(asked, files, tmp_path / 'w/probe_fruit', options):
         result = probe.probe(finetune.parse_args(one.arguments))
-        assert list(result['metrics']) == [f'mAP_{kind}_fruit' for kind in ('linear', 'knn', 'low_shot')]
+        measured = ('mAP_linear', 'mAP_knn', 'mAP_low_shot', 'top1_linear', 'top1_knn')
+        assert list(result['metrics']) == [f'{one}_fruit' for one in measured]
         assert list(result['per_class']) == ['green', 'red'] and result['images'] == [12, 6]
         assert result['metrics']['mAP_linear_fruit'] == 1, 'any network tells these'
+        assert result['metrics']['top1_knn_fruit'] == 1
         names = load_predictions(one.work_dir, 'probe')[1]
         assert names[0] == 'green/1.png' and names[2] == 'green/more/0.png' and len(names) == 6
     results = collect(tmp_path / 'w')
     content = note_transfer(tmp_path / 'w', results, [])
     assert {one['class'] for one in content['class_comparisons']} == {'green', 'red'}
-    assert 'fruit mAP k-NN' in format_table(results)
+    assert {'mAP_knn_fruit', 'top1_knn_fruit'} < {one['metric'] for one in content['comparisons']}
+    assert 'fruit top-1 k-NN' in format_table(results)
 
     def said(**settings):
         return refused(str(config), 'probe', painted, tmp_path, **settings)

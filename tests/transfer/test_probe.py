@@ -21,7 +21,7 @@ from transfer.evidence import compare, compare_classes
 from transfer.features import build_backbone, extract, kept
 from transfer.labelled_images import read_labels
 from transfer.predictions import load_predictions
-from transfer.ranking import resampled_class_aps
+from transfer.ranking import resampled_scores
 from transfer.results import collect
 from transfer.run_record import load_config
 from transfer.table import format_table
@@ -124,7 +124,7 @@ def test_results_and_stored_scores_agree(done, data_root):
     scores, images = load_predictions(work_dir, 'probe')
     assert list(images) == (data_root / VOC07 / 'ImageSets/Main/test.txt').read_text().split()
     once = np.ones((1, len(images)), np.float32)
-    again = [np.nanmean(resampled_class_aps(scores, once, kind)) for kind in ('linear', 'knn', 'low_shot')]
+    again = [np.nanmean(resampled_scores(scores, once, kind)) for kind in ('linear', 'knn', 'low_shot')]
     assert again == pytest.approx(list(result['metrics'].values()), abs=1e-6)
     assert 'backbone: 120 of 120 tensors equal' in (work_dir / 'probe.log').read_text()
 

@@ -1,16 +1,11 @@
-"""AP of classification by rank, against scikit-learn and by hand; its bootstrap against plain resampling."""
+"""AP and top-1 accuracy of classification, by hand and by scikit-learn; the bootstrap against plain resampling."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, precision_recall_curve
+from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_curve
 
 from transfer.bootstrap import draw
-from transfer.ranking import (
-    Scores,
-    average_precision,
-    class_aps,
-    resampled_class_aps,
-)
+from transfer.ranking import Scores, average_precision, class_aps, resampled_scores, top1
 
 
 def by_scikit_learn(score, label):
@@ -69,10 +64,32 @@ def test_a_kind_is_the_mean_of_its_probes(run):
 @pytest.mark.parametrize('kind', ['linear', 'low_shot'])
 def test_the_bootstrap_is_that_of_the_resampled_images(run, kind):
     counts = draw(40, 20)
-    found = resampled_class_aps(run, counts, kind)
+    found = resampled_scores(run, counts, kind)
     for times, aps in zip(counts, found, strict=True):
         images = np.repeat(np.arange(40), times.astype(int))
         again = Scores(run.probe, run.score[:, images], run.label[images])
         assert aps == pytest.approx(class_aps(again, kind), abs=1e-6)
-    once = resampled_class_aps(run, np.ones((1, 40), np.float32), kind)
+    once = resampled_scores(run, np.ones((1, 40), np.float32), kind)
     assert once[0] == pytest.approx(class_aps(run, kind), abs=1e-6)
+
+
+def test_top1_is_the_share_of_images_whose_class_scores_highest(run):
+    assert not run.one_class_each
+    rng = np.random.default_rng(3)
+    classes = rng.integers(0, 3, 40)
+    label = np.where(np.eye(3)[classes] > 0, 1, -1).astype(np.int8)
+    score = rng.random((2, 40, 3)).astype(np.float32) + 0.4 * (label > 0)
+    one = Scores(np.array(['knn_1', 'knn_2']), score, label)
+    assert one.one_class_each
+    right = [accuracy_score(classes, scores.argmax(1)) for scores in score]
+    assert 0.4 < top1(one, 'knn') < 0.9 and top1(one, 'knn') == pytest.approx(np.mean(right))
+
+    counts = draw(40, 20)
+    for times, (found,) in zip(counts, resampled_scores(one, counts, 'knn', 'top1'), strict=True):
+        images = np.repeat(np.arange(40), times.astype(int))
+        assert found == pytest.approx(top1(Scores(one.probe, score[:, images], label[images]), 'knn'))
+    # One image that is left open, or shows two classes.
+    for value in (0, 1):
+        other = label.copy()
+        other[5, (classes[5] + 1) % 3] = value
+        assert not Scores(one.probe, score, other).one_class_each
