@@ -139,13 +139,15 @@ def duration(seconds: float) -> str:
     return f'{whole // 3600} h {whole % 3600 // 60:02d} min'
 
 
-def _groups(rows: Sequence[table.Row]) -> list[tuple[str, list[str]]]:
-    """Data sets and their metrics, as far as there are results."""
-    found = [
-        (one.heading, [m.name for m in one.metrics if any(row.values.get(m.name) for row in rows)])
-        for one in all_datasets().values()
-    ]
-    return [(heading, metrics) for heading, metrics in found if metrics]
+def _groups(rows: Sequence[table.Row]) -> list[tuple[str, dict[str, str]]]:
+    """Data sets, and the titles of their metrics below it, as far as there are results."""
+    found = []
+    for one in all_datasets().values():
+        pairs = zip(one.metrics, TASKS[one.task].metrics, strict=True)
+        titles = {m.name: of.title for m, of in pairs if any(row.values.get(m.name) for row in rows)}
+        if titles:
+            found.append((one.heading, titles))
+    return found
 
 
 def _curve_figures(names: Sequence[str], read: Mapping[str, Curves]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""AP and top-1 accuracy of classification, by hand and by scikit-learn; the bootstrap against plain resampling."""
+"""AP and top-1 accuracy of classification, by hand and by scikit-learn, and their bootstrap over images."""
 
 import numpy as np
 import pytest
