@@ -1,3 +1,3 @@
-"""From a pretrained checkpoint to a verdict: conversion, fine-tuning on VOC, comparison."""
+"""From a pretrained checkpoint to a verdict: conversion, fine-tuning, comparison."""
 
 import sd_pretrain  # noqa: F401 - says how threads wait, before PyTorch is loaded

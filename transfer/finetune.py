@@ -1,4 +1,4 @@
-"""Fine-tune a backbone on VOC with mmdet or mmseg: ``python -m transfer.finetune CONFIG --backbone FILE``.
+"""Fine-tune a backbone with mmdet or mmseg: ``python -m transfer.finetune CONFIG --backbone FILE``.
 
 The configs are ordinary ones. What this adds to the training scripts of mmdet and mmseg: the proof that the
 backbone was loaded, unrounded metrics, and a ``result.json`` that says what was run.
