@@ -11,8 +11,10 @@ from PIL import Image
 
 from sd_pretrain.cli import InputError
 from transfer import finetune, probe, runner
+from transfer.backbone import config_arch
 from transfer.predictions import image_names, load_predictions
 from transfer.results import collect
+from transfer.run_record import load_config
 from transfer.samples import segmentation_samples
 from transfer.table import format_table
 from transfer.tasks import DATASETS, all_datasets, all_metrics, dataset_of
@@ -154,6 +156,22 @@ def test_the_examples_for_copying_run_and_their_results_are_compared_and_drawn(
         'truth: chair 12%, dog 12%',
     ):
         assert said in page
+
+
+@pytest.mark.parametrize(
+    ('example', 'recipe'),
+    [
+        ('det_coco', 'det/faster-rcnn_timm-fpn_8xb2_voc07'),
+        ('seg_folders', 'seg/fpn_timm_8xb1_voc12aug'),
+        ('probe_folders', 'probe/svm-knn_timm-frozen_voc07'),
+    ],
+)
+def test_the_examples_are_of_the_recipes_for_any_network(example, recipe):
+    own, papers = (load_config(REPO / f'configs/{name}.py') for name in (f'own/{example}', recipe))
+    assert (own.task, own.dataset, papers.task) == (papers.task, 'NAME', example.split('_')[0])
+    assert config_arch(own) is None
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'total_batch_size', 'svm', 'knn', 'view'):
+        assert own.get(key) == papers.get(key), key
 
 
 def test_mmdets_own_config_for_coco(in_repo, backbone, fruit, tmp_path):
