@@ -71,12 +71,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.gpus.isdigit():
         raise InputError(f'--gpus-per-job (or GPUS) {args.gpus}: a number is needed')
-    from transfer import runner, table
+    from transfer import contenders, runner, table
     from transfer.results import collect
     from transfer.transfer_report import note_transfer, report_transfer
 
     runner.find_task(args.task, args.dataset, args.config)
-    checkpoints = runner.named_checkpoints(args.checkpoints, args.demo)
+    checkpoints = contenders.named_checkpoints(args.checkpoints, args.demo)
     work_dir = args.work_dir or Path('work_dirs/transfer_demo' if args.demo else 'work_dirs/transfer')
     options = runner.Options(
         seeds=parse_seeds(args.seeds or str(max(map(len, checkpoints.values())))),
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     results = collect(work_dir, first=checkpoints)
     print(table.format_table(results))
-    sources = runner.numbered(checkpoints)
+    sources = contenders.numbered(checkpoints)
     curves = {name: Path(source) for name, source in sources.items() if Path(source).is_dir()}
     content = note_transfer(work_dir, results, [shlex.join(sys.orig_argv)], curves)
     print('\n'.join(['', *(one['text'] for one in content['comparisons']), '']), flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from sd_pretrain.cli import InputError
 from transfer.image_lists import list_file
@@ -56,18 +56,18 @@ def read_images(cfg: Config, split: str) -> LabelledImages:
         names = read_list(list_file(dataset))
         paths = [root / 'JPEGImages' / f'{name}.jpg' for name in names]
         return LabelledImages(names, paths, read_labels(root, names))
-    classes = class_names(cfg)
-    labels, paths = [], []
-    for name, folder in _folders(root).items():
-        if name not in classes:
-            raise InputError(f'{folder} is of a class that {cfg.train_dataloader.dataset.data_root} has not')
-        files = folder.rglob('*')
-        found = sorted(one for one in files if has_file_allowed_extension(one.name, IMG_EXTENSIONS))
-        if not found:
-            raise InputError(f'{folder} has no images ({", ".join(IMG_EXTENSIONS)})')
-        paths += found
-        labels += [classes.index(name)] * len(found)
-    shown = np.full((len(paths), len(classes)), -1, np.int8)
+    places = {name: place for place, name in enumerate(class_names(cfg))}
+    for name in _folders(root):
+        if name not in places:
+            raise InputError(
+                f'{root / name} is of a class that {cfg.train_dataloader.dataset.data_root} has not'
+            )
+    found = make_dataset(root, places, IMG_EXTENSIONS, allow_empty=True)
+    paths, labels = [Path(path) for path, _ in found], [place for _, place in found]
+    for name in _folders(root):
+        if places[name] not in labels:
+            raise InputError(f'{root / name} has no images ({", ".join(IMG_EXTENSIONS)})')
+    shown = np.full((len(paths), len(places)), -1, np.int8)
     shown[np.arange(len(paths)), labels] = 1
     return LabelledImages([path.relative_to(root).as_posix() for path in paths], paths, shown)
 
@@ -115,12 +115,12 @@ def read_labels(root: Path, names: Sequence[str]) -> np.ndarray:
     return labels
 
 
-def _folders(root: Path) -> dict[str, Path]:
-    """Folders by name, in order."""
-    found = {one.name: one for one in sorted(root.iterdir()) if one.is_dir()} if root.is_dir() else {}
-    if not found:
+def _folders(root: Path) -> list[str]:
+    """Names of the folders, in order."""
+    try:
+        return find_classes(root)[0]
+    except FileNotFoundError:
         raise InputError(
             f'{root} has no folders, one for each class: put the data there, or say with --data-root where '
             '"data" is'
-        )
-    return found
+        ) from None

@@ -10,25 +10,18 @@ from typing import Any
 
 from sd_pretrain.cli import InputError, set_data_root, split_total_batch
 from sd_pretrain.launch import check_gpus
-from sd_pretrain.safe_load import load_checkpoint
 from transfer import finetune
 from transfer.architecture import ARCHS
-from transfer.backbone import RANDOM, Backbone, config_arch, is_random, put_into, read_backbone
-from transfer.checkpoint_io import is_published, read_meta, sha256_of
-from transfer.convert import convert
+from transfer.backbone import RANDOM, Backbone, config_arch, put_into, read_backbone
+from transfer.contenders import backbone_file, each_of
 from transfer.image_lists import data_folder, datasets_of
 from transfer.results import collect, require_comparable
 from transfer.run_record import check_work_dir, describe, load_config
 from transfer.slurm import slurm_parameters
-from transfer.sources import resolve
 from transfer.speed import check_amp, check_float16
 from transfer.start import dry_lines, runs_at_a_time, start
-from transfer.tasks import DATASETS, NAME, TASKS, Dataset, dataset_of
-from transfer.timm_network import recorded_network
+from transfer.tasks import DATASETS, TASKS, Dataset, dataset_of
 
-# One file serves both tasks, so that a name stands for one backbone, byte for byte. Converting for mmdet
-# proves the most: the backbone and the shared head of C4.
-_TARGET = 'mmdet'
 _DEMO_DATA = 'work_dirs/demo_data'
 
 
@@ -95,80 +88,6 @@ def find_task(task: str, dataset: str, config: str | None = None) -> Dataset:
     )
 
 
-def named_checkpoints(pairs: Sequence[str], demo: bool = False) -> dict[str, list[str]]:
-    """Read ``NAME=CHECKPOINT`` arguments; the first is the baseline. Without any: the paper's BL and SD.
-
-    A name that is there several times has several checkpoints: pretrainings of one method.
-
-    Raises:
-        InputError: a pair lacks its ``=`` or checkpoint, a name cannot name a folder, or is there twice with
-            one checkpoint; or without any there are no such pretrainings.
-    """
-    stem = '{}_r18_demo' if demo else '{}_r152_imagenet'
-    if not pairs:
-        own = {name: Path('work_dirs') / stem.format(name.lower()) for name in ('BL', 'SD')}
-        # A pretraining writes its result last: without one its newest snapshot is that of an earlier stage.
-        missing = [folder for folder in own.values() if not (folder / 'result.json').is_file()]
-        if missing:
-            config = f'configs/{"demo/" if demo else ""}{missing[0].name}.py'
-            raise InputError(
-                'no NAME=CHECKPOINT is given, and there is no finished pretraining in '
-                f'{" and ".join(map(str, missing))}: name checkpoints, or pretrain, beginning with '
-                f'tools/dist_train.sh {config} {1 if demo else 8} (--resume goes on with a broken-off one)'
-            )
-        return {name: [str(folder)] for name, folder in own.items()}
-    named: dict[str, list[str]] = {}
-    for pair in pairs:
-        name, equals, checkpoint = pair.partition('=')
-        if not equals or not checkpoint:
-            raise InputError(f'{pair!r} is not NAME=CHECKPOINT, such as SD=work_dirs/sd_r152_imagenet')
-        if not NAME.fullmatch(name):
-            raise InputError(f'{name!r} of {pair!r} cannot name a folder: use letters, digits and . _ + -')
-        if checkpoint in named.setdefault(name, []):
-            raise InputError(f'{pair} is given twice')
-        named[name].append(checkpoint)
-    return named
-
-
-def numbered(named: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """What each name has, by name; where it has several: ``name 1``, ``name 2``, ..."""
-    return {
-        f'{name} {place}' if len(several) > 1 else name: one
-        for name, several in named.items()
-        for place, one in enumerate(several, 1)
-    }
-
-
-def backbone_file(name: str, source: str, folder: Path) -> str:
-    """Return the backbone file of a checkpoint: itself, or what it was or is converted to in ``folder``.
-
-    One of a network that is no plain ResNet stays as it is.
-
-    Raises:
-        InputError: the checkpoint is missing or cannot be converted.
-    """
-    if is_random(source):
-        return source
-    try:
-        found = resolve(source)
-    except InputError as error:
-        raise InputError(f'{name}={source}: {error}') from error
-    path = found.path
-    content = load_checkpoint(path, mmap=True)
-    if recorded_network(content, found.network) is not None:
-        return found.again
-    meta = content.get('meta')
-    if is_published(meta) and meta['target'] in ('mmdet', 'mmseg'):
-        return str(path)
-    digest = sha256_of(path)
-    for converted in sorted(folder.glob(f'{name}_{_TARGET}-*.pth')):
-        if read_meta(converted)['source_sha256'] == digest:
-            return str(converted)
-    done = convert(source, folder / f'{name}_{_TARGET}.pth', _TARGET)
-    print('\n'.join(f'{name}: {line}' for line in done.lines()), flush=True)
-    return str(done.path)
-
-
 def plan(
     asked: Dataset, files: Mapping[str, str | Sequence[str]], folder: Path, options: Options
 ) -> list[Run]:
@@ -184,7 +103,7 @@ def plan(
         InputError: a config is missing or of another depth, a work dir holds another run, the data is wrong,
             or the pretrainings of a name are not several of one network, as many as there are seeds.
     """
-    backbones = {name: [read_backbone(path) for path in _several(paths)] for name, paths in files.items()}
+    backbones = {name: [read_backbone(path) for path in each_of(paths)] for name, paths in files.items()}
     archs = [one.arch for several in backbones.values() for one in several if one.arch is not None]
     seeded = [
         (name, *one) for name, several in backbones.items() for one in _seeded(name, several, options.seeds)
@@ -225,7 +144,7 @@ def run_transfer(
         task: a key of :data:`transfer.tasks.TASKS`.
         dataset: a data set of it.
         checkpoints: name to checkpoint, pretraining work dir or ``'none'``, or to several; see
-            :func:`named_checkpoints`.
+            :func:`transfer.contenders.named_checkpoints`.
         options: how to fine-tune.
 
     Returns:
@@ -247,7 +166,7 @@ def run_transfer(
 
         emoji_world.ensure(Path(_DEMO_DATA))
     files = {
-        name: [backbone_file(name, source, options.work_dir / 'backbones') for source in _several(sources)]
+        name: [backbone_file(name, source, options.work_dir / 'backbones') for source in each_of(sources)]
         for name, sources in checkpoints.items()
     }
     runs = plan(found, files, options.work_dir / f'{task}_{dataset}', options)
@@ -318,10 +237,6 @@ def _check_data(asked: Dataset, cfg: Any, checked: list[Any]) -> None:
         if key not in checked:
             asked.check(root, lists=key[1:], **({'masks': masks} if masks else {}))
             checked.append(key)
-
-
-def _several(one_or_more: str | Sequence[str]) -> Sequence[str]:
-    return [one_or_more] if isinstance(one_or_more, str) else one_or_more
 
 
 def _seeded(

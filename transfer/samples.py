@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,57 +59,54 @@ def detection_samples(
     Raises:
         InputError: a work dir lacks its config, result or checkpoint.
     """
-    found = {name: _run_files(Path(work_dir)) for name, work_dir in runs.items()}
-    tested = _Tested(next(iter(found.values()))[0], 'mmdet')
-    truth = [boxes_of(one, index) for one, index, _ in tested.places]
-    chosen = tested.chosen(differences, lambda place: len({one.name for one in truth[place]}), count)
-    paths = [tested.paths[place] for place in chosen]
-    columns = {TRUTH: [truth[place] for place in chosen]}
-    columns |= {name: _detect(*files, paths) for name, files in found.items()}
-
-    def draw(image: Image.Image, boxes: list[Detection]) -> Image.Image:
-        return draw_boxes(image, boxes, tested.meta['classes'])
-
-    names = [tested.names[place] for place in chosen]
-    return _samples(names, paths, columns, draw, _say_boxes, _notes(differences, 'det'))
+    tested = _Tested(runs, 'mmdet')
+    names = tested.meta['classes']
+    return tested.samples(
+        'det',
+        differences,
+        count,
+        truth=lambda dataset, index, _: boxes_of(dataset, index),
+        classes=lambda boxes: {one.name for one in boxes},
+        predict=_detect,
+        draw=lambda image, boxes: draw_boxes(image, boxes, names),
+        say=lambda boxes: ', '.join(map(str, boxes)) or 'no box',
+    )
 
 
 def segmentation_samples(
     runs: Mapping[str, str | Path], differences: Sequence[ImageDifference] = (), count: int = 4
 ) -> list[Sample]:
     """Draw the masks of several fine-tuned segmentors; see :func:`detection_samples`."""
-    found = {name: _run_files(Path(work_dir)) for name, work_dir in runs.items()}
-    tested = _Tested(next(iter(found.values()))[0], 'mmseg')
+    tested = _Tested(runs, 'mmseg')
     legend = Legend(tested.meta['classes'], tested.meta['palette'])
-
-    def truth(place: int) -> np.ndarray:
-        return mask_of(*tested.places[place])
-
-    chosen = tested.chosen(differences, lambda place: len(classes_in(truth(place), legend)), count)
-    paths = [tested.paths[place] for place in chosen]
-    columns = {TRUTH: [truth(place) for place in chosen]}
-    columns |= {name: _segment(*files, paths) for name, files in found.items()}
-
-    def draw(image: Image.Image, labels: np.ndarray) -> Image.Image:
-        return draw_mask(image, labels, legend)
 
     def say(labels: np.ndarray) -> str:
         said = [f'{legend.names[k]} {np.mean(labels == k):.0%}' for k in classes_in(labels, legend)]
         return ', '.join(said) or 'background only'
 
-    names = [tested.names[place] for place in chosen]
-    return _samples(names, paths, columns, draw, say, _notes(differences, 'seg'))
+    return tested.samples(
+        'seg',
+        differences,
+        count,
+        truth=mask_of,
+        classes=lambda labels: classes_in(labels, legend),
+        predict=_segment,
+        draw=lambda image, labels: draw_mask(image, labels, legend),
+        say=say,
+    )
 
 
 class _Tested:
-    """The test images of a run.
+    """The test images of several runs: datasets that list them, paths and names.
 
     Args:
-        cfg: the config dump of the run.
+        runs: for each backbone's name the work dir of a finished run.
         scope: ``'mmdet'`` or ``'mmseg'``.
     """
 
-    def __init__(self, cfg: Config, scope: str):
+    def __init__(self, runs: Mapping[str, str | Path], scope: str):
+        self.runs = {name: _run_files(Path(work_dir)) for name, work_dir in runs.items()}
+        cfg, _ = next(iter(self.runs.values()))
         self.places, self.paths = [], []
         for one in open_datasets([cfg.test_dataloader.dataset]):
             dataset = open_dataset(one, scope)
@@ -118,12 +115,53 @@ class _Tested:
             self.paths += image_paths(dataset)
         self.names = image_names(self.paths)
 
-    def chosen(
-        self, differences: Sequence[ImageDifference], classes: Callable[[int], int], count: int
-    ) -> list[int]:
-        """Places of the images that differ; without any, of ``count`` that the truth alone chooses."""
-        places = {name: place for place, name in enumerate(self.names)}
-        return [places[one.image] for one in differences] or choose(range(len(self.names)), classes, count)
+    def samples(
+        self,
+        task: str,
+        differences: Sequence[ImageDifference],
+        count: int,
+        *,
+        truth: Callable[[Any, int, list[dict]], Any],
+        classes: Callable[[Any], Collection],
+        predict: Callable[[Config, Path, Sequence[Path]], Sequence[Any]],
+        draw: Callable[[Image.Image, Any], Image.Image],
+        say: Callable[[Any], str],
+    ) -> list[Sample]:
+        """The images that differ; without any, of ``count`` that the truth alone chooses.
+
+        Args:
+            task: ``'det'`` or ``'seg'``.
+            differences: see :func:`detection_samples`.
+            count: the same.
+            truth: of an image, by its dataset, its place there and the pipeline.
+            classes: that a truth or prediction shows.
+            predict: of a config, a checkpoint and images.
+            draw: a truth or prediction onto its image.
+            say: what is drawn, in words.
+        """
+        at = {name: place for place, name in enumerate(self.names)}
+        chosen = [at[one.image] for one in differences] or choose(
+            range(len(self.names)), lambda place: len(classes(truth(*self.places[place]))), count
+        )
+        paths = [self.paths[place] for place in chosen]
+        columns = {TRUTH: [truth(*self.places[place]) for place in chosen]}
+        columns |= {name: predict(*files, paths) for name, files in self.runs.items()}
+        notes = {
+            one.image: f'{NAMES[task]}: '
+            + ', '.join(f'{name} {score:.2f}' for name, score in one.scores.items())
+            for one in differences
+        }
+        samples = []
+        for index, place in enumerate(chosen):
+            with Image.open(self.paths[place]) as image:
+                image.load()
+            panels = [
+                Panel(title, draw(image, shown[index]), f'{title}: {say(shown[index])}')
+                for title, shown in columns.items()
+            ]
+            name = self.names[place]
+            samples.append(Sample(name, tuple(panels), notes.get(name, '')))
+        return samples
 
 
 def choose(names: Sequence[_Name], classes: Callable[[_Name], int], count: int) -> list[_Name]:
@@ -184,34 +222,3 @@ def _prepare() -> None:
     from transfer import mmcv_ops
 
     mmcv_ops.install()
-
-
-def _samples(
-    names: Sequence[str],
-    paths: Sequence[Path],
-    columns: Mapping[str, Sequence[Any]],
-    draw: Callable[[Image.Image, Any], Image.Image],
-    say: Callable[[Any], str],
-    notes: Mapping[str, str],
-) -> list[Sample]:
-    samples = []
-    for index, (name, path) in enumerate(zip(names, paths, strict=True)):
-        with Image.open(path) as image:
-            image.load()
-        panels = [
-            Panel(title, draw(image, shown[index]), f'{title}: {say(shown[index])}')
-            for title, shown in columns.items()
-        ]
-        samples.append(Sample(name, tuple(panels), notes.get(name, '')))
-    return samples
-
-
-def _notes(differences: Sequence[ImageDifference], task: str) -> dict[str, str]:
-    return {
-        one.image: f'{NAMES[task]}: ' + ', '.join(f'{name} {score:.2f}' for name, score in one.scores.items())
-        for one in differences
-    }
-
-
-def _say_boxes(detections: Sequence[Detection]) -> str:
-    return ', '.join(map(str, detections)) or 'no box'

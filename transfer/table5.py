@@ -23,7 +23,7 @@ from sd_pretrain.cli import COMPILE, InputError, split_total_batch
 from sd_pretrain.launch import check_gpus
 from sd_pretrain.pretrainings import Pretraining, run_pretrainings
 from sd_pretrain.work_dir import claim, read_json, write_json
-from transfer import runner
+from transfer import contenders, runner
 from transfer.run_record import load_config
 from transfer.speed import check_amp
 from transfer.tasks import DATASETS, TABLE5
@@ -144,7 +144,7 @@ def run_table5(what: Table5) -> Path:
     with stages('convert'):
         backbones = {
             name: [
-                runner.backbone_file(name, str(folder), options.work_dir / 'backbones')
+                contenders.backbone_file(name, str(folder), options.work_dir / 'backbones')
                 for folder in what.pretrain_dirs(name)
             ]
             for name in ('BL', 'SD')
@@ -159,7 +159,7 @@ def run_table5(what: Table5) -> Path:
     with stages('samples', anew=True), quiet(what.work_dir / 'samples.log'):
         drawn = draw_samples(results)
     table5 = _write_table(what, results, stages)
-    curves = runner.numbered({name: what.pretrain_dirs(name) for name in ('BL', 'SD')})
+    curves = contenders.numbered({name: what.pretrain_dirs(name) for name in ('BL', 'SD')})
     report_runs(what.work_dir, results, table5, curves, drawn, [shlex.join(sys.orig_argv)])
     return what.work_dir / 'table5.json'
 

@@ -22,7 +22,6 @@ CLASSES = (
         'tvmonitor',
     ),
 )
-BACKGROUND = 0
 BORDER = 255
 
 

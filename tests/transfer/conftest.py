@@ -20,9 +20,9 @@ def backbone(tmp_path_factory):
     """A backbone file of a ResNet-18, for mmdet and mmseg."""
     from torchvision.models import resnet18
 
-    from transfer import runner
+    from transfer import contenders
 
     folder = tmp_path_factory.mktemp('backbone')
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), folder / 'r18.pth')
-    return runner.backbone_file('A', str(folder / 'r18.pth'), folder)
+    return contenders.backbone_file('A', str(folder / 'r18.pth'), folder)

@@ -11,9 +11,9 @@ def stock(package, config):
     return root / '.mim' / 'configs' / config
 
 
-RETINANET = """
+# For two CPU cores and tiny images: another depth, one small scale.
+SMALL_RETINANET = """
 _base_ = ['{base}']
-# For two CPU cores and tiny images: another depth, one small scale, VOC2007 alone.
 train_pipeline = [
     dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=(96, 96), keep_ratio=True), dict(type='PackDetInputs'),
@@ -24,9 +24,12 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 model = dict(backbone=dict(depth=18), neck=dict(in_channels=[64, 128, 256, 512]))
-max_epochs = 1
 train_cfg = dict(max_epochs=1)
 param_scheduler = []
+"""
+# On VOC2007 alone.
+RETINANET = f"""{SMALL_RETINANET}
+max_epochs = 1
 train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
     _delete_=True, type='VOCDataset', data_root='data/VOCdevkit/',
     ann_file='VOC2007/ImageSets/Main/trainval.txt', data_prefix=dict(sub_data_root='VOC2007/'),

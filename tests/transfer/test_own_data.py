@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_common import run, stock
+from foreign_common import SMALL_RETINANET, run, stock
 from PIL import Image
 
 from sd_pretrain.cli import InputError
@@ -29,24 +29,11 @@ TINY = """
 total_batch_size = 2
 train_cfg = dict(max_epochs=1, val_interval=1)
 """
-# mmdet's own for COCO, as a user would bring it: another depth and size, and data of three classes.
-RETINANET = """
-_base_ = ['{base}']
+# mmdet's own for COCO, as a user would bring it, with data of three classes.
+RETINANET = f"""{SMALL_RETINANET}
 dataset = 'fruit'
 metainfo = dict(classes=('chair', 'dog', 'cow'))
-train_pipeline = [
-    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(96, 96), keep_ratio=True), dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(96, 96), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
-model = dict(backbone=dict(depth=18), neck=dict(in_channels=[64, 128, 256, 512]))
 model.update(bbox_head=dict(num_classes=3))
-train_cfg = dict(max_epochs=1)
-param_scheduler = []
 train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
     data_root='data/fruit', ann_file='annotations/train.json', data_prefix=dict(img='train/'),
     metainfo=metainfo, pipeline=train_pipeline))

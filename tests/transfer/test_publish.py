@@ -17,9 +17,9 @@ from torchvision.models import resnet18
 
 from sd_pretrain.cli import InputError
 from transfer.checkpoint_io import sha256_of
+from transfer.contenders import backbone_file
 from transfer.model_card import Facts, Transfer, Transfers, metafile, recipe, transfer_results
 from transfer.publish import check_loadable, check_timm_loads, publish
-from transfer.runner import backbone_file
 from transfer.timm_network import TimmNetwork
 
 REPO = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import torch
 from torchvision.models import resnet18, resnet50
 
 from sd_pretrain.cli import InputError, parse_seeds
-from transfer import runner, start
+from transfer import contenders, runner, start
 
 REPO = Path(__file__).resolve().parents[2]
 DET_DEMO = 'configs/demo/faster-rcnn_r18-c4_demo-voc07.py'
@@ -34,7 +34,7 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(scope='module')
 def files(checkpoints, tmp_path_factory):
     folder = tmp_path_factory.mktemp('backbones')
-    return {name: runner.backbone_file(name, str(path), folder) for name, path in checkpoints.items()}
+    return {name: contenders.backbone_file(name, str(path), folder) for name, path in checkpoints.items()}
 
 
 def load_tool():
@@ -65,7 +65,10 @@ def identity(config, data_root, options=None):
 
 
 def test_names_and_checkpoints():
-    assert runner.named_checkpoints(['B=x=1.pth', 'A=none', 'B=y']) == {'B': ['x=1.pth', 'y'], 'A': ['none']}
+    assert contenders.named_checkpoints(['B=x=1.pth', 'A=none', 'B=y']) == {
+        'B': ['x=1.pth', 'y'],
+        'A': ['none'],
+    }
 
 
 def test_without_names_the_papers_two_pretrainings_are_meant(tmp_path, monkeypatch):
@@ -75,9 +78,9 @@ def test_without_names_the_papers_two_pretrainings_are_meant(tmp_path, monkeypat
     Path(own['BL'], 'result.json').touch()
     Path(own['SD']).mkdir()  # broken off: snapshot_1.pth is no SD yet
     with pytest.raises(InputError, match='no finished pretraining in work_dirs/sd_r152_imagenet: name'):
-        runner.named_checkpoints([])
+        contenders.named_checkpoints([])
     Path(own['SD'], 'result.json').touch()
-    assert runner.named_checkpoints([]) == {name: [folder] for name, folder in own.items()}
+    assert contenders.named_checkpoints([]) == {name: [folder] for name, folder in own.items()}
 
 
 def test_names_after_the_options_are_not_swallowed(tmp_path):
@@ -110,10 +113,10 @@ def test_seeds():
 
 
 def test_a_converted_checkpoint_is_not_converted_again(checkpoints, tmp_path, monkeypatch):
-    first = runner.backbone_file('A', str(checkpoints['A']), tmp_path)
-    monkeypatch.setattr(runner, 'convert', None)
-    assert runner.backbone_file('A', str(checkpoints['A']), tmp_path) == first
-    assert runner.backbone_file('other', first, tmp_path) == first, 'a backbone file is taken as it is'
+    first = contenders.backbone_file('A', str(checkpoints['A']), tmp_path)
+    monkeypatch.setattr(contenders, 'convert', None)
+    assert contenders.backbone_file('A', str(checkpoints['A']), tmp_path) == first
+    assert contenders.backbone_file('other', first, tmp_path) == first, 'a backbone file is taken as it is'
 
 
 def test_plan_skips_what_is_finished_and_refuses_another_run(in_repo, files, tiny_voc, tmp_path):
@@ -148,7 +151,9 @@ def test_plan_skips_what_is_finished_and_refuses_another_run(in_repo, files, tin
 
 
 def test_depth_of_the_checkpoint_picks_the_config(in_repo, tiny_voc, tmp_path):
-    converted = runner.backbone_file('R', str(save_network(tmp_path / 'r50.pth', resnet50)), tmp_path / 'b')
+    converted = contenders.backbone_file(
+        'R', str(save_network(tmp_path / 'r50.pth', resnet50)), tmp_path / 'b'
+    )
     options = runner.Options(data_root=str(tiny_voc))
     for task, config in (
         (('det', 'voc07'), 'configs/det/faster-rcnn_r50-c4_8xb2_voc07.py'),

@@ -12,7 +12,7 @@ import yaml
 from torchvision.models import resnet18
 
 from sd_pretrain.cli import InputError
-from transfer import check_data, finetune, runner
+from transfer import check_data, contenders, finetune, runner
 from transfer.bootstrap import Detections, resampled_ap
 from transfer.checkpoint_io import sha256_of
 from transfer.evidence import compare
@@ -70,7 +70,7 @@ def voc12det(tmp_path, monkeypatch):
 def backbone(tmp_path):
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), tmp_path / 'r18.pth')
-    return runner.backbone_file('SD', str(tmp_path / 'r18.pth'), tmp_path / 'work/backbones')
+    return contenders.backbone_file('SD', str(tmp_path / 'r18.pth'), tmp_path / 'work/backbones')
 
 
 @pytest.fixture

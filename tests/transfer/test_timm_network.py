@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm_common import save
 
 from sd_pretrain.cli import InputError, set_data_root
-from transfer import runner
+from transfer import contenders, runner
 from transfer.backbone import read_backbone
 from transfer.convert import convert
 from transfer.features import build_backbone, feature_key
@@ -98,7 +98,7 @@ def test_a_file_that_does_not_say_its_network_is_told_it(tmp_path):
     weights = {name: value for name, value in network.state_dict().items() if not name.startswith('norm.')}
     torch.save({'model': {f'module.{name}': value for name, value in weights.items()}}, tmp_path / 'm.pth')
     with pytest.raises(InputError, match=r'm.pth holds no ResNet .* say NETWORK@FILE'):
-        runner.backbone_file('M', str(tmp_path / 'm.pth'), tmp_path)
+        contenders.backbone_file('M', str(tmp_path / 'm.pth'), tmp_path)
     with pytest.raises(InputError, match=r'of the 150 tensors of a vit_tiny_patch16_224, 122 are missing'):
         read_backbone(f'vit_tiny_patch16_224@{tmp_path / "m.pth"}')
     with pytest.raises(InputError, match=r"no network 'vit_tinny_patch16_224'; near: vit_tiny_patch16_224"):
@@ -177,7 +177,7 @@ def test_weights_under_their_authors_names_are_found(tmp_path, monkeypatch):
     folder.mkdir()
     torch.save({'model': theirs}, folder / 'c.pth')
     monkeypatch.chdir(tmp_path)
-    path = runner.backbone_file('C', 'test_convnext.r160_in1k@lr@3/c.pth', tmp_path / 'b')
+    path = contenders.backbone_file('C', 'test_convnext.r160_in1k@lr@3/c.pth', tmp_path / 'b')
     assert path == f'test_convnext.r160_in1k@{folder / "c.pth"}'
     backbone = read_backbone(path)
     assert backbone.path == path and backbone.network.mean == HALF
@@ -217,7 +217,8 @@ def test_it_stands_in_one_table_with_a_resnet(data_root, fetched, tmp_path, run_
     named = {'R': tmp_path / 'r.pth', 'C': tmp_path / 'c.pth', 'V': 'timm:test_vit'}
     options = runner.Options(data_root=str(data_root), demo=True, work_dir=tmp_path / 'w', cfg_options=TINY)
     files = {
-        name: runner.backbone_file(name, str(one), tmp_path / 'w/backbones') for name, one in named.items()
+        name: contenders.backbone_file(name, str(one), tmp_path / 'w/backbones')
+        for name, one in named.items()
     }
     assert files['C'] == str(tmp_path / 'c.pth') and files['V'] == 'timm:test_vit.r160_in1k'
     with pytest.raises(InputError, match=r'test_vit has no features of images of 40 px .*divisible.*set'):

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from sd_pretrain.cli import InputError
-from transfer import mmcv_ops, runner
+from transfer import contenders, mmcv_ops, runner
 from transfer.backbone import config_arch, prove_loaded, put_into, read_backbone
 from transfer.results import collect
 from transfer.run_record import load_config
@@ -156,9 +156,9 @@ def build(cfg):
 def test_a_config_becomes_one_of_the_checkpoints_network(config, name, tmp_path, in_repo):
     network = save(tmp_path / 'n.pth', name)
     if name == 'resnet18':
-        path = runner.backbone_file('N', str(tmp_path / 'n.pth'), tmp_path)
+        path = contenders.backbone_file('N', str(tmp_path / 'n.pth'), tmp_path)
     else:
-        path = runner.backbone_file('N', str(tmp_path / 'n.pth'), tmp_path)
+        path = contenders.backbone_file('N', str(tmp_path / 'n.pth'), tmp_path)
         assert path == str(tmp_path / 'n.pth')
     backbone = read_backbone(path)
     cfg = load_config(config)
@@ -222,7 +222,7 @@ def test_one_detector_for_all_networks_of_a_call(tiny_voc, tmp_path, in_repo):
     """And a ResNet alone has the paper's, as ever."""
     save(tmp_path / 'c.pth')
     torch.save(timm.create_model('resnet18').state_dict(), tmp_path / 'r.pth')
-    file = runner.backbone_file('R', str(tmp_path / 'r.pth'), tmp_path)
+    file = contenders.backbone_file('R', str(tmp_path / 'r.pth'), tmp_path)
     options = runner.Options(data_root=str(tiny_voc))
     for task, alone, together in (
         (('det', 'voc07'), 'det/faster-rcnn_r18-c4_8xb2_voc07.py', 'det/faster-rcnn_timm-fpn_8xb2_voc07.py'),
