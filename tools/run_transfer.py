@@ -20,7 +20,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     known = ', '.join(
         f'{" or ".join(name for one, name in DATASETS if one == task)} ({task})' for task in TASKS
     )
-    parser.add_argument('dataset', help=f'{known}; with --config also what that calls data of your own')
+    parser.add_argument('dataset', help=f'{known}; or data of your own, as --config calls it')
     parser.add_argument(
         'checkpoints',
         nargs='*',
