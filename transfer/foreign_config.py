@@ -66,6 +66,7 @@ def adopt(cfg: Config, processes: int = 1) -> None:
         dataset = _voc(cfg, task)
     _check_images(cfg)
     _check_data(cfg)
+    check_test_pipeline(cfg)
     _check_hooks(cfg, task)
     if task == 'det':
         _check_no_masks(cfg)

@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.config import Config
 
 from sd_pretrain.cli import InputError
-from transfer.foreign_config import check_heads
+from transfer.foreign_config import check_heads, check_test_pipeline
 from transfer.image_lists import datasets_of, image_list, open_datasets
 from transfer.labelled_images import check_folders
 from transfer.tasks import TASKS
@@ -45,6 +45,7 @@ def check_own_data(cfg: Config) -> None:
     trained, tested = opened.values()
     classes = _classes(name, [*trained, *tested])
     check_heads(cfg, len(classes))
+    check_test_pipeline(cfg)  # of the recipes here, which are no foreign configs
     paths = [_images(f'{part} of {name}', some) for part, some in opened.items()]
     shared = sorted(set(paths[0]) & set(paths[1]))
     if shared:

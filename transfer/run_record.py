@@ -16,9 +16,8 @@ from sd_pretrain.launch import is_main_process
 from sd_pretrain.vis_backends import check_vis_backends
 from sd_pretrain.work_dir import read_json
 from transfer.backbone import Backbone, config_arch
-from transfer.foreign_config import adopt, check_test_pipeline
+from transfer.foreign_config import adopt
 from transfer.image_lists import data_folder, datasets_of, image_list
-from transfer.tasks import TASKS
 
 SCHEMA = 1
 # With any of these different it is another run; the second of each pair is what to call it in a message.
@@ -45,8 +44,6 @@ def load_config(
     adopt(cfg, processes)
     if not {'task', 'dataset', 'model', 'train_dataloader'} <= set(cfg):
         raise InputError(f'{path} is no config of a transfer task: take one of configs/det, seg or probe')
-    if cfg.task in TASKS and TASKS[cfg.task].scope:
-        check_test_pipeline(cfg)
     check_vis_backends(cfg)
     if amp and 'optim_wrapper' not in cfg:
         raise InputError(f'{path} trains no network: run without --amp')
