@@ -11,6 +11,7 @@ import copy
 import functools
 import operator
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +19,8 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from sd_pretrain.bfloat16 import cpu_has_bf16
-from sd_pretrain.small_maps import is_plain_3x3, two_by_two_matrix, use_plain_convolutions
+from sd_pretrain.minimal_filtering import MinimalFilter
+from sd_pretrain.small_maps import TwoByTwoConv, is_plain_3x3, use_plain_convolutions
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
@@ -94,19 +96,14 @@ class FusedConv2d(nn.Module):
         weight = conv.weight.detach()
         self.bias = None if conv.bias is None else nn.Buffer(conv.bias.detach())
         self._run = self._plain
-        # On a CPU: the kernel as it is, until the first maps come; its matrix, if they are of 2x2 pixels.
-        self._kernel: Tensor | None = None
-        self._matrix: Tensor | None = None
+        # On a CPU: whether there is another way for maps of a few pixels; the size it is for, and what it is.
+        self._plain_3x3 = is_plain_3x3(conv) and conv.stride == (1, 1) and self.bias is not None
+        self._small: tuple[torch.Size, Callable[[Tensor], Tensor]] | None = None
         if weight.device.type == 'cpu' and _onednn(weight.dtype):
-            if is_plain_3x3(conv) and conv.stride == (1, 1) and self.bias is not None:
-                self._kernel = weight
-            weight = torch.ops.mkldnn._reorder_convolution_weight(
-                weight, self.padding, self.stride, self.dilation, self.groups
-            )
-            self._run = self._onednn
+            self._run = self._pack
         elif weight.is_cuda and relu and self.bias is not None and _cudnn_fuses(weight.device, weight.dtype):
             self._run = self._cudnn
-        # A packed weight is opaque: it must not be among the buffers, which ``module.to`` converts.
+        # Once packed, it is opaque: it must not be among the buffers, which ``module.to`` converts.
         self.weight = weight
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -122,12 +119,25 @@ class FusedConv2d(nn.Module):
             out += other
         return out.relu_() if self.relu else out
 
+    def _pack(self, x: Tensor, other: Tensor | None) -> Tensor:
+        """Lay the weights out for maps as the first ones, then run."""
+        weight, size = self.weight, x.shape[2:]
+        if self._plain_3x3 and size[0] == size[1]:
+            if weight.dtype == torch.float32 and size[0] in MinimalFilter.sizes:
+                self._small = size, MinimalFilter(weight, self.bias, size[0])
+            elif size[0] == 2:
+                self._small = size, TwoByTwoConv(weight, self.bias)
+        where = self.padding, self.stride, self.dilation, self.groups
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *where, list(x.shape))
+        self._run = self._onednn
+        return self._onednn(x, other)
+
     def _onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
-        two_by_two = x.shape[2:] == (2, 2)
-        if self._kernel is not None:
-            self._matrix, self._kernel = two_by_two_matrix(self._kernel) if two_by_two else None, None
-        if two_by_two and self._matrix is not None:
-            return self._product(x, other)
+        if self._small is not None and x.shape[2:] == self._small[0]:
+            out = self._small[1](x)
+            if other is not None:
+                out += other
+            return out.relu_() if self.relu else out
         where = self.padding, self.stride, self.dilation, self.groups
         if other is None:
             relu = 'relu' if self.relu else 'none'
@@ -136,13 +146,6 @@ class FusedConv2d(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise_(
             other, x, self.weight, self.bias, *where, 'add', 1.0, relu, [], ''
         )
-
-    def _product(self, x: Tensor, other: Tensor | None) -> Tensor:
-        rows = torch.addmm(self.bias.repeat(4), x.permute(0, 2, 3, 1).flatten(1), self._matrix.t())
-        out = rows.view(len(x), 2, 2, -1).permute(0, 3, 1, 2)
-        if other is not None:
-            out += other
-        return out.relu_() if self.relu else out
 
     def _cudnn(self, x: Tensor, other: Tensor | None) -> Tensor:
         try:

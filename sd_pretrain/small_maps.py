@@ -78,6 +78,23 @@ def two_by_two_matrix(weight: Tensor) -> Tensor:
     return matrix.view(4 * filters, 4 * channels)
 
 
+class TwoByTwoConv:
+    """A frozen 3x3 convolution with padding 1 and its bias, of 2x2 maps, by :func:`two_by_two_matrix`.
+
+    Args:
+        weight: ``(F, C, 3, 3)``.
+        bias: ``(F,)``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        self._matrix, self._bias = two_by_two_matrix(weight), bias.repeat(4)
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """``(N, C, 2, 2)`` to ``(N, F, 2, 2)``, channels-last."""
+        rows = torch.addmm(self._bias, maps.permute(0, 2, 3, 1).flatten(1), self._matrix.t())
+        return rows.view(len(maps), 2, 2, -1).permute(0, 3, 1, 2)
+
+
 def small_map_conv(maps: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """3x3 convolution with padding 1, without bias, by matrix products.
 

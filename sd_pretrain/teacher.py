@@ -34,10 +34,12 @@ class FrozenTeacher:
     Args:
         network: the student's network; it is copied, with its device and memory format, and left as it is.
         state_dict: weights for the copy, instead of the network's present ones.
-        precision: ``'float32'``, ``'float16'``, ``'bfloat16'``, or ``'auto'``: what the device has
-            instructions for, float16 on a GPU, bfloat16 on a CPU. Float16 rounds eight times as finely; a
-            network that leaves its range, 65504, on the first images is run in bfloat16 instead. What is
-            called ``'float32'`` is that on a GPU, too: its convolutions do not round to TF32.
+        precision: ``'float32'``, ``'float16'``, ``'bfloat16'``, or ``'auto'``: float16 on a GPU; on a CPU as
+            the student trains, in bfloat16 where the first images come under autocast (and the CPU computes
+            in it), in float32 otherwise. Float16 rounds eight times as finely as bfloat16, which picks
+            another first class for almost one image in a hundred; a network that leaves the range of float16,
+            65504, on the first images is run in bfloat16 instead. What is called ``'float32'`` is that on a
+            GPU, too: its convolutions do not round to TF32.
         cuda_graph: on a GPU, record the forward pass for the shape of the first batch; batches of other
             shapes run without.
         overlap: on a GPU, run on a stream of its own beside the student's forward pass.
@@ -68,10 +70,12 @@ class FrozenTeacher:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Logits ``(N, C)``, float32, of normalised images ``(N, 3, H, W)``, whatever the autocast mode."""
+        device = inputs.device
+        autocast = torch.is_autocast_enabled(device.type)
         rounding = no_tf32() if self.precision == 'float32' else nullcontext()
-        with torch.autocast(inputs.device.type, enabled=False), torch.no_grad(), rounding:
+        with torch.autocast(device.type, enabled=False), torch.no_grad(), rounding:
             if self._forward is None:
-                self._prepare(inputs)
+                self._prepare(inputs, _dtype(self.precision, device, autocast))
             recorded = self._graph is not None and inputs.shape == self._graph.inputs.shape
             # Within a graph that is being recorded it is part of that one.
             if recorded and not torch.cuda.is_current_stream_capturing():
@@ -114,9 +118,8 @@ class FrozenTeacher:
     def _cast(self, inputs: Tensor) -> Tensor:
         return inputs.to(self._dtype, memory_format=torch.channels_last)
 
-    def _prepare(self, inputs: Tensor) -> None:
+    def _prepare(self, inputs: Tensor, dtype: torch.dtype) -> None:
         """Make what runs, for the device of ``inputs``."""
-        dtype = _dtype(self.precision, inputs.device)
         fused = self._fuse(dtype, inputs)
         if dtype == torch.float16 and not _in_range(self._forward(self._cast(inputs))):
             print_log('The teacher leaves the range of float16; it runs in bfloat16.', 'current', level=30)
@@ -186,10 +189,10 @@ def _in_range(logits: Tensor) -> bool:
     return bool(finite)
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
+def _dtype(precision: str, device: torch.device, autocast: bool) -> torch.dtype:
     if precision != 'auto':
         return getattr(torch, precision)
     if device.type == 'cuda':
         # Volta was the first with tensor cores; many cards before it are slower in float16.
         return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else torch.float32
-    return torch.bfloat16 if cpu_has_bf16() else torch.float32
+    return torch.bfloat16 if autocast and cpu_has_bf16() else torch.float32

@@ -72,8 +72,8 @@ def test_nothing_but_convolutions_is_left_of_a_residual_block(name, sync):
     assert not any(node.target in (F.relu, torch.add) for node in fused.graph.nodes)
 
 
-@pytest.mark.parametrize('sizes', [(2, 4), (4, 2)])
-def test_maps_of_two_pixels_and_larger_ones_in_turn(sizes):
+@pytest.mark.parametrize('sizes', [(2, 4), (4, 2), (3, 5), (7, 3), (4, 3)])
+def test_maps_of_few_pixels_and_larger_ones_in_turn(sizes):
     torch.manual_seed(0)
     plain = nn.Conv2d(8, 6, 3, padding=1)
     conv = FusedConv2d(plain, relu=True)
@@ -148,7 +148,8 @@ def test_a_network_that_cannot_be_traced_says_so():
 def test_convolutions_are_onednns_where_the_cpu_has_them(dtype):
     if not torch.backends.mkldnn.is_available() or (dtype == torch.bfloat16 and not cpu_has_bf16()):
         pytest.skip(f'this CPU has no {dtype} in oneDNN')
-    conv = FusedConv2d(nn.Conv2d(8, 8, 3).to(dtype), relu=True)
+    conv = FusedConv2d(nn.Conv2d(8, 8, 3).to(dtype).requires_grad_(False), relu=True)
+    conv(torch.randn(2, 8, 9, 9, dtype=dtype))
     assert conv._run == conv._onednn
 
 

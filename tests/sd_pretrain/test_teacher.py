@@ -100,13 +100,18 @@ def small():
     return timm.create_model('test_resnet', num_classes=4)
 
 
-def test_automatic_precision_is_what_the_cpu_is_made_for():
-    images = torch.randn(2, 3, 32, 32)
-    precision = 'bfloat16' if cpu_has_bf16() else 'float32'
-    network = small()
-    logits = FrozenTeacher(network)(images)
+@pytest.mark.parametrize('amp', [False, True])
+def test_automatic_precision_on_a_cpu_is_that_of_the_student(amp):
+    images, network = torch.randn(2, 3, 32, 32), small()
+    precision = 'bfloat16' if amp and cpu_has_bf16() else 'float32'
+    expected = FrozenTeacher(network, precision=precision)(images)
+    teacher = FrozenTeacher(network)
+    with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+        logits = teacher(images)
     assert logits.dtype == torch.float32
-    assert torch.equal(logits, FrozenTeacher(network, precision=precision)(images))
+    assert torch.equal(logits, expected)
+    # Once made, it stays what it is.
+    assert torch.equal(teacher(images), expected)
 
 
 @pytest.mark.cuda
