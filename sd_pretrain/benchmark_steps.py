@@ -65,7 +65,7 @@ class NaiveTeacher:
 
 
 def ours(setting: Setting, batches: Batches, teacher: str = 'none', augmented: bool = False) -> Step:
-    """Our step: ``teacher`` is ``'none'`` (BL), ``'ours'``, ``'float32'`` or ``'naive'`` (SD).
+    """Our step: ``teacher`` is ``'none'`` (BL), a precision of our teacher or ``'naive'`` (SD).
 
     Args:
         setting: what all cases share.
@@ -87,8 +87,7 @@ def ours(setting: Setting, batches: Batches, teacher: str = 'none', augmented: b
     if teacher == 'naive':
         model.attach_teacher(NaiveTeacher(network))
     elif teacher != 'none':
-        options = {} if teacher == 'ours' else {'precision': teacher}
-        model.attach_teacher(FrozenTeacher(network, **options))
+        model.attach_teacher(FrozenTeacher(network, precision=teacher))
     wrapper = Bf16OptimWrapper if setting.amp else OptimWrapper
     optimizer = wrapper(optimizer=FusedSGD(model.parameters(), **_SGD))
     loader = [

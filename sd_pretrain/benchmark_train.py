@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 
 _BATCHES = 4
 BASELINE = 'ours BL'
-_TAUGHT = {
-    'ours SD': 'ours',
-    'ours SD, teacher in float32': 'float32',
-    'naive SD (eager, unfolded, autocast)': 'naive',
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--size', type=int, help='side of the images in pixels (224; on a CPU 64)')
     parser.add_argument('--amp', action='store_true', help='bfloat16 on a CPU, too (on a GPU always)')
     parser.add_argument('--compile', action='store_true', help='compile our steps')
+    parser.add_argument('--whole', action='store_true', help='whole runs of BL and SD, instead of steps')
 
 
 def measure(args: argparse.Namespace) -> Iterator[Section]:
@@ -36,6 +32,7 @@ def measure(args: argparse.Namespace) -> Iterator[Section]:
     import torch
 
     from sd_pretrain.benchmark_steps import Setting
+    from sd_pretrain.benchmark_whole import whole_runs
     from sd_pretrain.cli import InputError
 
     gpu = args.device == 'cuda'
@@ -48,11 +45,16 @@ def measure(args: argparse.Namespace) -> Iterator[Section]:
     setting = Setting(arch, torch.device(args.device), args.amp or gpu, args.compile)
     torch.backends.cudnn.benchmark = True
     rounds = args.rounds or (5 if args.quick else 9)
+    # On a CPU a teacher computes as the student does, if it is told nothing.
+    others = ('float32',) if setting.amp else ('bfloat16',)
+    if args.whole:
+        yield whole_runs(setting, batch, size, rounds, args.data_root, others)
+        return
     sources = {'synthetic': _synthetic(batch, size)}
     if args.data_root is not None and not args.quick:
         sources['real'] = _real(args.data_root, batch, size)
     for source, batches in sources.items():
-        yield _section(setting, source, batches, rounds)
+        yield _section(setting, source, batches, rounds, others)
 
 
 def _synthetic(batch: int, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -83,7 +85,7 @@ def _real(root: Path, batch: int, size: int) -> list[tuple[Tensor, Tensor]]:
     return batches
 
 
-def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
+def _section(setting: Any, source: str, batches: list, rounds: int, others: Sequence[str]) -> Section:
     from sd_pretrain.benchmark_steps import mmengines, ours, timms, torchvisions
     from sd_pretrain.ceilings import graph_memory, step_memory
 
@@ -91,7 +93,9 @@ def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
     steps = {BASELINE: ours(setting, batches)}
     if setting.compile:
         steps['ours BL, not compiled'] = ours(dataclasses.replace(setting, compile=False), batches)
-    steps |= {name: ours(setting, batches, teacher) for name, teacher in _TAUGHT.items()}
+    taught = {'ours SD': 'auto'} | {f'ours SD, teacher in {one}': one for one in others}
+    taught['naive SD (eager, unfolded, autocast)'] = 'naive'
+    steps |= {name: ours(setting, batches, teacher) for name, teacher in taught.items()}
     steps['ours BL with rotation and jitter'] = ours(setting, batches, augmented=True)
     peers = {'timm': timms, 'torchvision references': torchvisions, 'mmengine defaults': mmengines}
     steps |= {name: peer(setting, batches) for name, peer in peers.items()}
@@ -108,11 +112,11 @@ def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
         cells.append(ratio(seconds[BASELINE], values).show(3))
         rows.append([name, *cells, f'{memory[name] / 2**20:,.0f}'])
     overheads, lines = {}, []
-    for name in _TAUGHT:
-        taught = ratio(seconds[name], seconds[BASELINE])
-        overheads[name] = {k: Spread(*(1 + (one - 1) * (k - 1) / k for one in taught)) for k in (2, 4)}
+    for name in taught:
+        over = ratio(seconds[name], seconds[BASELINE])
+        overheads[name] = {k: Spread(*(1 + (one - 1) * (k - 1) / k for one in over)) for k in (2, 4)}
         lines.append(
-            f'{name}: the teacher is {Spread(*(one - 1 for one in taught)).show()} of a step; a whole run '
+            f'{name}: the teacher is {Spread(*(one - 1 for one in over)).show()} of a step; a whole run '
             f'costs {overheads[name][2].show(3)} of BL with K=2, {overheads[name][4].show(3)} with K=4.'
         )
     limits = _limits(setting, steps[BASELINE], spread(seconds[BASELINE]).median / each)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sd_pretrain.bfloat16 import cpu_has_bf16
 from sd_pretrain.minimal_filtering import MinimalFilter
-from sd_pretrain.small_maps import TwoByTwoConv, is_plain_3x3, use_plain_convolutions
+from sd_pretrain.small_maps import PatchConv, TwoByTwoConv, is_plain_3x3, use_plain_convolutions
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
@@ -97,7 +97,7 @@ class FusedConv2d(nn.Module):
         self.bias = None if conv.bias is None else nn.Buffer(conv.bias.detach())
         self._run = self._plain
         # On a CPU: whether there is another way for maps of a few pixels; the size it is for, and what it is.
-        self._plain_3x3 = is_plain_3x3(conv) and conv.stride == (1, 1) and self.bias is not None
+        self._plain_3x3 = is_plain_3x3(conv) and self.bias is not None
         self._small: tuple[torch.Size, Callable[[Tensor], Tensor]] | None = None
         if weight.device.type == 'cpu' and _onednn(weight.dtype):
             self._run = self._pack
@@ -121,16 +121,25 @@ class FusedConv2d(nn.Module):
 
     def _pack(self, x: Tensor, other: Tensor | None) -> Tensor:
         """Lay the weights out for maps as the first ones, then run."""
-        weight, size = self.weight, x.shape[2:]
-        if self._plain_3x3 and size[0] == size[1]:
-            if weight.dtype == torch.float32 and size[0] in MinimalFilter.sizes:
-                self._small = size, MinimalFilter(weight, self.bias, size[0])
-            elif size[0] == 2:
-                self._small = size, TwoByTwoConv(weight, self.bias)
+        small = self._for_small_maps(x.shape[2:]) if self._plain_3x3 else None
+        self._small = None if small is None else (x.shape[2:], small)
         where = self.padding, self.stride, self.dilation, self.groups
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *where, list(x.shape))
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *where, list(x.shape))
         self._run = self._onednn
         return self._onednn(x, other)
+
+    def _for_small_maps(self, size: torch.Size) -> Callable[[Tensor], Tensor] | None:
+        """What is faster than oneDNN's kernel on maps of this size, if anything is."""
+        height, width = size
+        single = self.weight.dtype == torch.float32
+        if self.stride == [1, 1] and height == width:
+            if single and height in MinimalFilter.sizes:
+                return MinimalFilter(self.weight, self.bias, height)
+            if height == 2:
+                return TwoByTwoConv(self.weight, self.bias)
+        if self.stride == [2, 2] and single and max(size) <= 4:
+            return PatchConv(self.weight, self.bias, (height, width))
+        return None
 
     def _onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
         if self._small is not None and x.shape[2:] == self._small[0]:

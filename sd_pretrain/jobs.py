@@ -141,7 +141,7 @@ def run_jobs(title: str, jobs: Sequence[Job], places: Sequence[Mapping[str, str]
                         )
                         continue
                     running.remove(one)
-                    _raise_for(code, one)
+                    raise_for(code, one.job, [*one.tail, one.partial])
                     took = time.monotonic() - one.progress.started
                     bars.update(ids[one.job.name], completed=1.0, description='done')
                     if not console.is_terminal:
@@ -158,14 +158,19 @@ def run_jobs(title: str, jobs: Sequence[Job], places: Sequence[Mapping[str, str]
             kill_after(one.process, max(0.0, deadline - time.monotonic()))
 
 
-def _raise_for(code: int, one: _Running) -> None:
+def raise_for(code: int, job: Job, log: Sequence[str]) -> None:
+    """Check a job's exit code; ``log`` has the last lines of its log.
+
+    Raises:
+        InputError, RunFailedError: as :func:`run_jobs` says.
+    """
     if code == 0:
         return
-    lines = [line for line in [*one.tail, one.partial] if line.strip()]
+    lines = [line for line in log if line.strip()]
     if code == 2:
         said = [line for line in lines if line.startswith('error: ')]
         if said:
-            raise InputError(f'{one.job.name}: {said[-1].removeprefix("error: ")}')
+            raise InputError(f'{job.name}: {said[-1].removeprefix("error: ")}')
     raise RunFailedError(
-        f'{one.job.name} ended with exit code {code}; the end of {one.job.log}:\n' + '\n'.join(lines)
+        f'{job.name} ended with exit code {code}; the end of {job.log}:\n' + '\n'.join(lines)
     )

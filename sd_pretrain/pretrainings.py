@@ -68,23 +68,28 @@ def run_pretrainings(
     for run in runs:
         if run.fork_of is not None:
             fork(run.fork_of, run.work_dir)
-    jobs = []
-    for run in runs:
-        options = [*run.options, *(['fork=True'] if run.fork_of is not None else [])]
-        arguments = [
-            *['--work-dir', str(run.work_dir), '--resume'],
-            *(['--data-root', str(data_root)] if data_root else []),
-            *(['--amp'] if amp else []),
-            *(['--stop-after', str(run.stop_after)] if run.stop_after else []),
-            *(['--cfg-options', *options] if options else []),
-        ]
-        if gpus > 1:
-            argv = ['bash', str(_ROOT / 'tools' / 'dist_train.sh'), run.config, str(gpus), *arguments]
-        else:
-            argv = [sys.executable, str(_ROOT / 'tools' / 'train.py'), run.config, *arguments]
-        jobs.append(Job(run.name, argv, run.work_dir / 'stdout.log', _packages()))
+    jobs = [pretraining_job(run, data_root=data_root, gpus=gpus, amp=amp) for run in runs]
     with sharing(places(parallel, gpus)[: len(jobs)]) as given:
         run_jobs(title, jobs, given)
+
+
+def pretraining_job(
+    run: Pretraining, *, data_root: str | Path | None = None, gpus: int = 1, amp: bool = False
+) -> Job:
+    """The process of a pretraining; the arguments are those of :func:`run_pretrainings`."""
+    options = [*run.options, *(['fork=True'] if run.fork_of is not None else [])]
+    arguments = [
+        *['--work-dir', str(run.work_dir), '--resume'],
+        *(['--data-root', str(data_root)] if data_root else []),
+        *(['--amp'] if amp else []),
+        *(['--stop-after', str(run.stop_after)] if run.stop_after else []),
+        *(['--cfg-options', *options] if options else []),
+    ]
+    if gpus > 1:
+        argv = ['bash', str(_ROOT / 'tools' / 'dist_train.sh'), run.config, str(gpus), *arguments]
+    else:
+        argv = [sys.executable, str(_ROOT / 'tools' / 'train.py'), run.config, *arguments]
+    return Job(run.name, argv, run.work_dir / 'stdout.log', _packages())
 
 
 def fork(source: Path, target: Path) -> None:

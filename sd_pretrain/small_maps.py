@@ -95,6 +95,31 @@ class TwoByTwoConv:
         return rows.view(len(maps), 2, 2, -1).permute(0, 3, 1, 2)
 
 
+class PatchConv:
+    """A frozen 3x3 convolution with padding 1 and stride 2 and its bias, by one product of all patches.
+
+    Args:
+        weight: ``(F, C, 3, 3)``.
+        bias: ``(F,)``.
+        size: height and width of the maps.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, size: tuple[int, int]):
+        self._kernel, self._bias = weight.permute(2, 3, 1, 0).flatten(0, 2), bias
+        height, width = size
+        # The pixels of each patch; what is outside is the one behind the last.
+        pixels = torch.arange(height * width).view(height, width)
+        patches = F.pad(pixels, (1, 1, 1, 1), value=height * width).unfold(0, 3, 2).unfold(1, 3, 2)
+        self._pixels, self._out = patches.flatten(), patches.shape[:2]
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """``(N, C, *size)`` to ``(N, F, H', W')``, channels-last."""
+        rows = F.pad(maps.permute(0, 2, 3, 1).flatten(1, 2), (0, 0, 0, 1))
+        patches = rows.index_select(1, self._pixels).view(-1, len(self._kernel))
+        out = torch.addmm(self._bias, patches, self._kernel)
+        return out.view(len(maps), *self._out, -1).permute(0, 3, 1, 2)
+
+
 def small_map_conv(maps: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """3x3 convolution with padding 1, without bias, by matrix products.
 

@@ -47,7 +47,7 @@ class Table5:
             once, with its seed.
         parallel: runs side by side.
         scratch: add a row of fine-tunings from random weights.
-        amp: train in bfloat16; the demo's fine-tunings do so anyway on a CPU that computes in it.
+        amp: train in bfloat16; see :attr:`in_bf16`.
         compile: compile network and augmentation of the pretrainings.
     """
 
@@ -67,6 +67,11 @@ class Table5:
     def demo(self) -> bool:
         """Whether this is the small run on the embedded data."""
         return self.data_root is None
+
+    @property
+    def in_bf16(self) -> bool:
+        """Whether to train in bfloat16: if asked to, and the demo anyway on a CPU that computes in it."""
+        return self.amp or (self.demo and not torch.cuda.is_available() and cpu_has_bf16())
 
     def pretrain_config(self, name: str) -> Path:
         """The config of ``'BL'`` or ``'SD'``."""
@@ -139,7 +144,7 @@ def run_table5(what: Table5) -> Path:
         data_root=str(data_root),
         demo=what.demo,
         work_dir=what.work_dir / 'transfer',
-        amp=what.amp or (what.demo and not torch.cuda.is_available() and cpu_has_bf16()),
+        amp=what.in_bf16,
     )
     with stages('convert'):
         backbones = {
@@ -216,7 +221,7 @@ def _pretrain(what: Table5, data_root: Path) -> None:
     # On GPUs one after the other, each with all of them; on the CPU side by side.
     parallel = 1 if torch.cuda.device_count() > 0 else what.parallel
     run_pretrainings(
-        'pretrain BL and SD', runs, data_root=data_root, gpus=what.gpus, parallel=parallel, amp=what.amp
+        'pretrain BL and SD', runs, data_root=data_root, gpus=what.gpus, parallel=parallel, amp=what.in_bf16
     )
 
 

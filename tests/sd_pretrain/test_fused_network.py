@@ -72,15 +72,16 @@ def test_nothing_but_convolutions_is_left_of_a_residual_block(name, sync):
     assert not any(node.target in (F.relu, torch.add) for node in fused.graph.nodes)
 
 
-@pytest.mark.parametrize('sizes', [(2, 4), (4, 2), (3, 5), (7, 3), (4, 3)])
-def test_maps_of_few_pixels_and_larger_ones_in_turn(sizes):
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('sizes', [(2, 4), (4, 2), (3, 5), (7, 3), (4, 3), (1, 2)])
+def test_maps_of_few_pixels_and_larger_ones_in_turn(sizes, stride):
     torch.manual_seed(0)
-    plain = nn.Conv2d(8, 6, 3, padding=1)
+    plain = nn.Conv2d(8, 6, 3, padding=1, stride=stride)
     conv = FusedConv2d(plain, relu=True)
     for size in (*sizes, *sizes):
         images = torch.randn(3, 8, size, size).contiguous(memory_format=torch.channels_last)
-        summand = torch.randn(3, 6, size, size).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
+            summand = torch.randn_like(plain(images))
             torch.testing.assert_close(conv(images), plain(images).relu())
             expected = (plain(images) + summand).relu()
             torch.testing.assert_close(conv(images, summand), expected)
