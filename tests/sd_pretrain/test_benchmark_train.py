@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sd_pretrain import benchmark_whole
 from sd_pretrain.benchmark_steps import Setting, mmengines, ours, timms, torchvisions
 from sd_pretrain.benchmark_train import add_arguments, measure
 from sd_pretrain.ceilings import graph_memory, step_bytes, step_flops, step_memory
-from sd_pretrain.cli import InputError, Options
-from sd_pretrain.prepare import load_config, mini_generations
+from sd_pretrain.cli import InputError
 
 
 def arguments(*given):
@@ -41,34 +39,6 @@ def test_the_table_has_every_case_and_its_ratios(monkeypatch):
     assert section.notes[4].startswith('Peak memory: what a step takes beyond what is there before it')
     assert min(section.data['peak_memory_bytes'].values()) > 10**12, 'graphs count'
     assert 'bfloat16 autocast' in section.title
-
-
-def test_whole_runs_of_bl_and_sd(monkeypatch):
-    monkeypatch.setattr(benchmark_whole, '_BATCHES', 2)
-    setting = Setting('resnet18', torch.device('cpu'))
-    section = benchmark_whole.whole_runs(setting, 2, 32, 1, None, ())
-    assert [row[0] for row in section.rows] == ['BL', 'SD']
-    seconds = section.data['seconds']
-    assert all(len(values) == 1 and values[0] > 0 for values in seconds.values())
-    assert section.data['over_bl']['SD']['median'] == seconds['SD'][0] / seconds['BL'][0]
-    assert '2 epochs of 2 steps on 4 generated images (4 files)' in section.notes[0]
-
-
-@pytest.mark.parametrize('kind', ['bl', 'sd'])
-def test_whole_runs_are_of_two_mini_generations(kind):
-    setting = Setting('resnet50', torch.device('cpu'), compile=True)
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=Options)
-    given = benchmark_whole._options(setting, kind, 8, 64, 24, 'bfloat16')
-    options = parser.parse_args(['--cfg-options', *given]).cfg_options
-    cfg = load_config(f'configs/{kind}_r18_imagenet.py', options=options)
-    hook = mini_generations(cfg)
-    assert (hook['ends'], hook['distill']) == (([1, 2], True) if kind == 'sd' else ([2], False))
-    assert hook['teacher_options'] == {'precision': 'bfloat16'}
-    assert cfg.model.network == 'resnet50' and cfg.model.compile
-    assert cfg.param_scheduler[0].periods == ([1, 1] if kind == 'sd' else [2])
-    assert (cfg.total_batch_size, cfg.model.num_classes) == (8, 24)
-    assert cfg.train_dataloader.dataset['size'] == cfg.val_dataloader.dataset['size'] == 64
 
 
 @pytest.mark.parametrize(
