@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import signal
@@ -28,6 +27,7 @@ _BATCHES = 60
 _TURN_SECONDS = 2.0
 # What mmengine logs right before the first step.
 _BEGUN = 'Checkpoints will be saved to'
+_CLASSES = 24
 # ILSVRC2012's share of validation images: 50,000 beside 1,281,167.
 _VALIDATED = 0.039
 
@@ -140,28 +140,34 @@ def _signal(process: subprocess.Popen, number: int) -> None:
 def _link_images(data_root: Path | None, folder: Path, count: int) -> tuple[int, str]:
     """Class folders of links, ``count`` for training; returns the number of classes, and what is linked."""
     from sd_pretrain.benchmark_images import generate_photos
+    from sd_pretrain.cli import InputError
     from sd_pretrain.ilsvrc_layouts import find_split
 
     generated = data_root is None
     source = generate_photos(folder.parent / 'generated') if generated else data_root / 'ILSVRC2012'
     find_split(source, 'train')
-    files = {}
-    for split, wanted in (('train', count), ('val', max(round(count * _VALIDATED), 1))):
-        files[split] = sorted((source / ('train' if generated else split)).glob('*/*'))
-        for file in files[split]:
-            # Of each class there is a folder, whether it gets an image or not.
-            (folder / split / file.parent.name).mkdir(parents=True, exist_ok=True)
-        for index, file in zip(range(wanted), itertools.cycle(files[split]), strict=False):
-            (folder / split / file.parent.name / f'{index}_{file.name}').symlink_to(file.resolve())
-    kind = 'generated' if generated else 'real'
-    classes = len(os.listdir(folder / 'train'))
-    return classes, f'{count} {kind} images ({min(len(files["train"]), count)} files)'
+    classes, linked = min(_CLASSES, count), 0
+    for split, wanted in (('val', max(round(count * _VALIDATED), classes)), ('train', count)):
+        images = source / ('train' if generated else split)
+        folders = sorted(one for one in images.glob('*') if one.is_dir())
+        found = [sorted(one.iterdir()) for one in folders[:classes]]
+        if not found or not all(found):
+            raise InputError(f'{images} has no class folders with images, which --whole needs')
+        classes = len(found)
+        for index in range(wanted):
+            files = found[index % classes]
+            file = files[index // classes % len(files)]
+            link = folder / split / file.parent.name / f'{index}_{file.name}'
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
+        linked = min(sum(map(len, found)), wanted)
+    return classes, f'{count} {"generated" if generated else "real"} images ({linked} files)'
 
 
 def _options(
     setting: Setting, kind: str, batch: int, size: int, classes: int, precision: str
 ) -> tuple[str, ...]:
-    periods, ends = ([_EPOCHS], [_EPOCHS])
+    periods, ends = [_EPOCHS], [_EPOCHS]
     if kind == 'sd':
         periods, ends = [_EPOCHS // 2] * 2, [_EPOCHS // 2, _EPOCHS]
     chosen: Mapping[str, object] = {

@@ -21,6 +21,8 @@ _POINTS = {3: (0, 3 / 4, -3 / 4, 2), 4: (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
 class MinimalFilter:
     """A 3x3 convolution with padding 1, stride 1, and its bias, for square maps of one size.
 
+    It takes 9, 25 or 36 numbers for each 9 of the kernel.
+
     Args:
         weight: ``(F, C, 3, 3)``, float32.
         bias: ``(F,)``.

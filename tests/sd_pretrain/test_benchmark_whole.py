@@ -9,7 +9,7 @@ import torch
 from sd_pretrain import benchmark_whole
 from sd_pretrain.benchmark_steps import Setting
 from sd_pretrain.benchmark_whole import take_turns, whole_runs
-from sd_pretrain.cli import Options, RunFailedError
+from sd_pretrain.cli import InputError, Options, RunFailedError
 from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.process import Job, is_locked
 
@@ -52,6 +52,13 @@ def test_whole_runs_of_bl_and_sd(monkeypatch):
     assert all(len(values) == 1 and values[0] > 0 for values in seconds.values())
     assert section.data['over_bl']['SD']['median'] == seconds['SD'][0] / seconds['BL'][0]
     assert '2 epochs of 2 steps on 4 generated images (4 files)' in section.notes[0]
+
+
+def test_images_in_no_class_folders_are_refused(tmp_path):
+    (tmp_path / 'ILSVRC2012/train/n0').mkdir(parents=True)
+    (tmp_path / 'ILSVRC2012/train/n0/a.JPEG').touch()
+    with pytest.raises(InputError, match='val has no class folders with images, which --whole needs'):
+        whole_runs(Setting('resnet18', torch.device('cpu')), 2, 32, 1, tmp_path, ())
 
 
 @pytest.mark.parametrize('kind', ['bl', 'sd'])
