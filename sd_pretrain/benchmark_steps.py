@@ -50,6 +50,16 @@ class Setting:
     compile: bool = False
     classes: int = 1000
 
+    @property
+    def numbers(self) -> str:
+        """What it computes in, in words."""
+        return 'bfloat16 autocast' if self.amp else 'float32'
+
+    @property
+    def other_precision(self) -> str:
+        """A precision that a teacher has only if it is told so."""
+        return 'float32' if self.amp else 'bfloat16'
+
 
 class NaiveTeacher:
     """SD as one would write it down: the network in evaluation mode, under autocast."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,16 +45,14 @@ def measure(args: argparse.Namespace) -> Iterator[Section]:
     setting = Setting(arch, torch.device(args.device), args.amp or gpu, args.compile)
     torch.backends.cudnn.benchmark = True
     rounds = args.rounds or (5 if args.quick else 9)
-    # On a CPU a teacher computes as the student does, if it is told nothing.
-    others = ('float32',) if setting.amp else ('bfloat16',)
     if args.whole:
-        yield whole_runs(setting, batch, size, rounds, args.data_root, others)
+        yield whole_runs(setting, batch, size, rounds, args.data_root)
         return
     sources = {'synthetic': _synthetic(batch, size)}
     if args.data_root is not None and not args.quick:
         sources['real'] = _real(args.data_root, batch, size)
     for source, batches in sources.items():
-        yield _section(setting, source, batches, rounds, others)
+        yield _section(setting, source, batches, rounds)
 
 
 def _synthetic(batch: int, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -85,7 +83,7 @@ def _real(root: Path, batch: int, size: int) -> list[tuple[Tensor, Tensor]]:
     return batches
 
 
-def _section(setting: Any, source: str, batches: list, rounds: int, others: Sequence[str]) -> Section:
+def _section(setting: Any, source: str, batches: list, rounds: int) -> Section:
     from sd_pretrain.benchmark_steps import mmengines, ours, timms, torchvisions
     from sd_pretrain.ceilings import graph_memory, step_memory
 
@@ -93,8 +91,11 @@ def _section(setting: Any, source: str, batches: list, rounds: int, others: Sequ
     steps = {BASELINE: ours(setting, batches)}
     if setting.compile:
         steps['ours BL, not compiled'] = ours(dataclasses.replace(setting, compile=False), batches)
-    taught = {'ours SD': 'auto'} | {f'ours SD, teacher in {one}': one for one in others}
-    taught['naive SD (eager, unfolded, autocast)'] = 'naive'
+    taught = {
+        'ours SD': 'auto',
+        f'ours SD, teacher in {setting.other_precision}': setting.other_precision,
+        'naive SD (eager, unfolded, autocast)': 'naive',
+    }
     steps |= {name: ours(setting, batches, teacher) for name, teacher in taught.items()}
     steps['ours BL with rotation and jitter'] = ours(setting, batches, augmented=True)
     peers = {'timm': timms, 'torchvision references': torchvisions, 'mmengine defaults': mmengines}
@@ -125,8 +126,7 @@ def _section(setting: Any, source: str, batches: list, rounds: int, others: Sequ
         'Peak memory: what a step takes beyond what is there before it (weights, momentum)'
         + (', and what the CUDA graph of the teacher keeps for itself.' if gpu else '.')
     )
-    kind = 'bfloat16 autocast' if setting.amp else 'float32'
-    kind += ', ours compiled' if setting.compile else ''
+    kind = setting.numbers + (', ours compiled' if setting.compile else '')
     return Section(
         name=f'train_{setting.arch}_{size}_{source}' + ('_amp' if setting.amp else ''),
         title=f'Training step of {setting.arch}, {images} {source} images of {size} px, {kind}',

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd_pretrain.benchmark import Section, ratio, spread
+from sd_pretrain.experiments import schedule_options
 from sd_pretrain.jobs import raise_for
-from sd_pretrain.process import Job, ended_by_signals, start, stop
+from sd_pretrain.process import Job, ended_by_signals, signal_group, start, stop
 
 if TYPE_CHECKING:
     from sd_pretrain.benchmark_steps import Setting
@@ -32,9 +32,7 @@ _CLASSES = 24
 _VALIDATED = 0.039
 
 
-def whole_runs(
-    setting: Setting, batch: int, size: int, rounds: int, data_root: Path | None, precisions: Sequence[str]
-) -> Section:
+def whole_runs(setting: Setting, batch: int, size: int, rounds: int, data_root: Path | None) -> Section:
     """Train BL and SD by ``tools/train.py`` and the configs for ILSVRC2012, and compare their seconds.
 
     Args:
@@ -44,15 +42,14 @@ def whole_runs(
         rounds: runs of each.
         data_root: folder of ``ILSVRC2012``; its images are taken over and over, until they are enough for an
             epoch. Default: generated ones.
-        precisions: of SD's teacher, besides ``'auto'``.
 
     Raises:
         InputError: ``data_root`` has no ILSVRC2012, or a run has found something that can be mended.
     """
     from sd_pretrain.pretrainings import Pretraining, pretraining_job
 
-    cases = {'BL': ('bl', 'auto'), 'SD': ('sd', 'auto')}
-    cases |= {f'SD, teacher in {one}': ('sd', one) for one in precisions}
+    other = setting.other_precision
+    cases = {'BL': ('bl', 'auto'), 'SD': ('sd', 'auto'), f'SD, teacher in {other}': ('sd', other)}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -68,7 +65,7 @@ def whole_runs(
                 seconds[name].append(value)
             shutil.rmtree(root / f'{index}')
     ratios = {name: ratio(values, seconds['BL']) for name, values in seconds.items()}
-    kind = 'bfloat16 autocast' if setting.amp else 'float32'
+    kind = setting.numbers + (', compiled' if setting.compile else '')
     return Section(
         name=f'whole_{setting.arch}_{size}' + ('_amp' if setting.amp else ''),
         title=f'Whole runs of {setting.arch}, K=2, {batch} images of {size} px a step, {kind}',
@@ -112,29 +109,23 @@ def take_turns(jobs: Sequence[Job], begun: str = _BEGUN, turn: float = _TURN_SEC
                 processes.append(start(job))
                 while not ended(index) and begun not in job.log.read_text(errors='replace'):
                     time.sleep(0.01)
-                _signal(processes[index], signal.SIGSTOP)
+                signal_group(processes[index], signal.SIGSTOP)
             going = list(range(len(jobs)))
             while going:
                 for index in list(going):
                     since = time.monotonic()
-                    _signal(processes[index], signal.SIGCONT)
+                    signal_group(processes[index], signal.SIGCONT)
                     with suppress(subprocess.TimeoutExpired):
                         processes[index].wait(turn)
-                    _signal(processes[index], signal.SIGSTOP)
+                    signal_group(processes[index], signal.SIGSTOP)
                     seconds[index] += time.monotonic() - since
                     if ended(index):
                         going.remove(index)
     finally:
         for process in processes:
-            _signal(process, signal.SIGCONT)
+            signal_group(process, signal.SIGCONT)
             stop(process)
     return seconds
-
-
-def _signal(process: subprocess.Popen, number: int) -> None:
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
 
 
 def _link_images(data_root: Path | None, folder: Path, count: int) -> tuple[int, str]:
@@ -167,21 +158,14 @@ def _link_images(data_root: Path | None, folder: Path, count: int) -> tuple[int,
 def _options(
     setting: Setting, kind: str, batch: int, size: int, classes: int, precision: str
 ) -> tuple[str, ...]:
-    periods, ends = [_EPOCHS], [_EPOCHS]
-    if kind == 'sd':
-        periods, ends = [_EPOCHS // 2] * 2, [_EPOCHS // 2, _EPOCHS]
-    chosen: Mapping[str, object] = {
-        'model.network': setting.arch,
-        'model.num_classes': classes,
-        'model.compile': setting.compile,
-        'total_batch_size': batch,
-        'train_dataloader.dataset.size': size,
-        'val_dataloader.dataset.size': size,
-        'val_dataloader.dataset.resize': size * 8 // 7,
-        'train_cfg.max_epochs': _EPOCHS,
-        'param_scheduler.0.periods': periods,
-        'param_scheduler.0.restart_weights': [1] * len(periods),
-        'custom_hooks.0.ends': ends,
-        'custom_hooks.0.teacher_options.precision': precision,
-    }
-    return tuple(f'{key}={str(value).replace(" ", "")}' for key, value in chosen.items())
+    return (
+        *schedule_options([_EPOCHS] if kind == 'bl' else [_EPOCHS // 2, _EPOCHS]),
+        f'custom_hooks.0.teacher_options.precision={precision}',
+        f'model.network={setting.arch}',
+        f'model.num_classes={classes}',
+        f'model.compile={setting.compile}',
+        f'total_batch_size={batch}',
+        f'train_dataloader.dataset.size={size}',
+        f'val_dataloader.dataset.size={size}',
+        f'val_dataloader.dataset.resize={size * 8 // 7}',
+    )

@@ -63,9 +63,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def terminate(process: subprocess.Popen[bytes]) -> None:
     """Ask a process and its group to end."""
+    signal_group(process, signal.SIGTERM)
+
+
+def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to a process that is alive, and to its group."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, number)
 
 
 def kill_after(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -1,6 +1,5 @@
 """Whole runs in turns: what is trained, how they take turns, and what becomes of one that fails."""
 
-import argparse
 import sys
 
 import pytest
@@ -9,7 +8,8 @@ import torch
 from sd_pretrain import benchmark_whole
 from sd_pretrain.benchmark_steps import Setting
 from sd_pretrain.benchmark_whole import take_turns, whole_runs
-from sd_pretrain.cli import InputError, Options, RunFailedError
+from sd_pretrain.cli import InputError, RunFailedError
+from sd_pretrain.experiments import parse_options
 from sd_pretrain.prepare import load_config, mini_generations
 from sd_pretrain.process import Job, is_locked
 
@@ -46,8 +46,8 @@ def test_one_that_fails_ends_all(tmp_path):
 
 def test_whole_runs_of_bl_and_sd(monkeypatch):
     monkeypatch.setattr(benchmark_whole, '_BATCHES', 2)
-    section = whole_runs(Setting('resnet18', torch.device('cpu')), 2, 32, 1, None, ())
-    assert [row[0] for row in section.rows] == ['BL', 'SD']
+    section = whole_runs(Setting('resnet18', torch.device('cpu')), 2, 32, 1, None)
+    assert [row[0] for row in section.rows] == ['BL', 'SD', 'SD, teacher in bfloat16']
     seconds = section.data['seconds']
     assert all(len(values) == 1 and values[0] > 0 for values in seconds.values())
     assert section.data['over_bl']['SD']['median'] == seconds['SD'][0] / seconds['BL'][0]
@@ -58,16 +58,13 @@ def test_images_in_no_class_folders_are_refused(tmp_path):
     (tmp_path / 'ILSVRC2012/train/n0').mkdir(parents=True)
     (tmp_path / 'ILSVRC2012/train/n0/a.JPEG').touch()
     with pytest.raises(InputError, match='val has no class folders with images, which --whole needs'):
-        whole_runs(Setting('resnet18', torch.device('cpu')), 2, 32, 1, tmp_path, ())
+        whole_runs(Setting('resnet18', torch.device('cpu')), 2, 32, 1, tmp_path)
 
 
 @pytest.mark.parametrize('kind', ['bl', 'sd'])
 def test_whole_runs_are_of_two_mini_generations(kind):
     setting = Setting('resnet50', torch.device('cpu'), compile=True)
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=Options)
-    given = benchmark_whole._options(setting, kind, 8, 64, 24, 'bfloat16')
-    options = parser.parse_args(['--cfg-options', *given]).cfg_options
+    options = parse_options(benchmark_whole._options(setting, kind, 8, 64, 24, 'bfloat16'))
     cfg = load_config(f'configs/{kind}_r18_imagenet.py', options=options)
     hook = mini_generations(cfg)
     assert (hook['ends'], hook['distill']) == (([1, 2], True) if kind == 'sd' else ([2], False))
