@@ -31,6 +31,6 @@ def test_float32_is_within_a_few_roundings(size, memory_format):
 
 
 @pytest.mark.parametrize('size, products', [(2, 3), (3, 5), (4, 6)])
-def test_along_an_axis_it_takes_as_many_products_as_there_must_be(size, products):
+def test_along_an_axis_it_takes_fewer_products_than_the_convolution(size, products):
     kernel, before, after = transforms(size)
     assert (kernel.shape, before.shape, after.shape) == ((products, 3), (products, size), (size, products))
